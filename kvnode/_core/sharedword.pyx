@@ -1,0 +1,62 @@
+"""Words of 64 bits that the processes of one node share through a file in memory.
+
+Role: what must be known without asking. Consensus stores the commit index with the sole-voter
+flag before the index leaves for anyone, the applier its applied index, each gateway the lowest
+revision it is reading. Loads and stores are atomic and ordered (acquire, release).
+Callers: procs/. The supervisor makes the file anew at each start of the node.
+
+Slots are in sharedword.pxd.
+"""
+
+import mmap
+import os
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    static inline uint64_t kv_word_load(uint64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+    static inline void kv_word_store(uint64_t *p, uint64_t v) {
+      __atomic_store_n(p, v, __ATOMIC_SEQ_CST);
+    }
+    """
+    uint64_t kv_word_load(uint64_t *p) noexcept nogil
+    void kv_word_store(uint64_t *p, uint64_t v) noexcept nogil
+
+SOLE = 1 << 63
+COMMIT, APPLIED, LIFE, TERM, GENERATION, READING = (
+    WORD_COMMIT, WORD_APPLIED, WORD_LIFE, WORD_TERM, WORD_GENERATION, WORD_READING,
+)
+
+
+cdef class SharedWords:
+    """The words in the file at `path`; `create` makes it anew, all zero, mode 0600."""
+
+    def __init__(self, str path, bint create=False):
+        if create:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            os.ftruncate(fd, WORD_COUNT * 8)
+        else:
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            self._map = mmap.mmap(fd, WORD_COUNT * 8)
+        finally:
+            os.close(fd)
+        cdef unsigned char[::1] view = self._map
+        self._view = view
+        self.words = <uint64_t *> &view[0]
+
+    cdef uint64_t load(self, int slot) noexcept nogil:
+        return kv_word_load(self.words + slot)
+
+    cdef void store(self, int slot, uint64_t value) noexcept nogil:
+        kv_word_store(self.words + slot, value)
+
+    def get(self, int slot) -> int:
+        """The word in `slot`."""
+        assert 0 <= slot < WORD_COUNT
+        return kv_word_load(self.words + slot)
+
+    def set(self, int slot, value) -> None:
+        """Stores `value` (0 to 2**64 - 1) in `slot`."""
+        assert 0 <= slot < WORD_COUNT
+        kv_word_store(self.words + slot, <uint64_t> value)

@@ -1,0 +1,406 @@
+"""The gateway: clients in, proposals and reads out, answers back.
+
+Role: one process that serves clients. The native front (`_core/front`) does what is per request;
+here stands what is per turn of the loop and per connection: sessions, proposals kept until they
+are answered, read barriers, links to consensus and applier, administration.
+Started by: the supervisor. Owns: the ROUTER socket of `--listen-zmq-urls`, a read-only map.
+
+Life of a write: `on_socket` drains messages into one proposal, `pump` sends it to consensus and
+keeps its bytes in `open`; RESULTS from the applier are matched to it; `flush` sends the answers.
+Life of a read: `pump` begins a barrier (the shared word for a sole voter, else a round of
+consensus), and when this member has applied that index, the front answers from a new snapshot.
+
+Invariants:
+  1. A proposal stays in `open` until all its groups are answered, and exactly these bytes are
+     proposed again after a death of consensus or applier: the sessions' windows make that safe.
+  2. An incarnation's session is registered before the first client is read.
+  3. A read's barrier begins after the read arrived.
+  4. Above OPEN_BYTES_MAX of unanswered proposals no client is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+
+import uvloop
+import zmq
+
+from kvnode._core.front import Front
+from kvnode._core.ranges import RangeReader
+from kvnode._core.sharedword import COMMIT, GENERATION, READING, SOLE, TERM, SharedWords
+from kvnode.base.codes import Code, Kind
+from kvnode.base.limits import (
+    ENTRY_BYTES_MAX,
+    MIB,
+    PROPOSAL_BYTES_SOFT,
+    SESSION_WINDOW,
+)
+from kvnode.env.clock import monotonic_us, random_u64
+from kvnode.env.link import GONE, KINDS, Endpoint, Message, Peer
+from kvnode.env.store import open_for_read
+from kvnode.env.zmqlib import functions
+from kvnode.procs.greeting import Greeter
+from kvnode.procs.process import Start, begin
+from kvnode.wire.frames import ONE, PAIR, QUAD, Frame, Hello, Role
+
+log = logging.getLogger("gateway")
+
+OPEN_BYTES_MAX = 96 * MIB
+OWN_OPEN_MAX = SESSION_WINDOW // 2
+RECONNECT_SECONDS = 0.003
+SWEEP_SECONDS = 1.0
+HELLO_US = 5_000_000
+SILENT_US = 60_000_000
+DRAIN_SECONDS = 2.0
+_OWN_SESSION_TOKEN = 1
+
+
+class Wire:
+    """A connection to consensus or applier that is made again after it broke."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        kind: str,
+        path: str,
+        hello: bytes,
+        on_message: Callable[[Message], None],
+        on_up: Callable[[], None],
+        on_down: Callable[[], None],
+    ) -> None:
+        self.loop = loop
+        self.endpoint_type = KINDS[kind]
+        self.path = path
+        self.hello = hello
+        self.on_message = on_message
+        self.on_up = on_up
+        self.on_down = on_down
+        self.endpoint: Endpoint | None = None
+        self.peer: Peer | None = None
+        self.at_end: Callable[[], None] = lambda: None
+
+    def connect(self) -> None:
+        """Connects now, or tries again soon."""
+        made = self.endpoint_type.connect(self.path)
+        if made is None:
+            self.loop.call_later(RECONNECT_SECONDS, self.connect)
+            return
+        self.endpoint, self.peer = made
+        self.loop.add_reader(self.endpoint.fileno(), self.on_readable)
+        self.endpoint.send(self.peer, Frame.HELLO, self.hello)
+        self.on_up()
+        self.on_readable()
+
+    def on_readable(self) -> None:
+        """Hands over every frame, then ends the turn."""
+        while self.endpoint is not None:
+            for message in self.endpoint.receive():
+                if message.kind == GONE:
+                    self._lost()
+                    return
+                self.on_message(message)
+            if self.endpoint is None or not self.endpoint.pending():
+                break
+        self.at_end()
+
+    def _lost(self) -> None:
+        assert self.endpoint is not None
+        self.loop.remove_reader(self.endpoint.fileno())
+        self.endpoint.close()
+        self.endpoint = self.peer = None
+        self.on_down()
+        self.connect()
+
+    def send(self, kind: int, *parts: bytes) -> bool:
+        """Sends one frame; False while there is nobody."""
+        if self.endpoint is None or self.peer is None:
+            return False
+        self.endpoint.send(self.peer, kind, *parts)
+        if self.endpoint.pending():
+            self.loop.call_soon(self.on_readable)
+        return True
+
+
+class Gateway:
+    """One gateway process."""
+
+    def __init__(self, start: Start, loop: asyncio.AbstractEventLoop) -> None:
+        config = start.config
+        self.start = start
+        self.config = config
+        self.loop = loop
+        self.incarnation = random_u64()
+        self.words = SharedWords(start.layout.words)
+        self.open: dict[int, bytes] = {}
+        self.session_ready = False
+        self.stopping = False
+        self.reader: RangeReader | None = None
+        self.store: object | None = None
+        self.generation = 0
+        self.read_need: int | None = None
+        self.barrier_id = 0
+        self.barrier_open = False
+        self.calls: dict[int, Callable[[int, bytes], None]] = {}
+        self.next_token = _OWN_SESSION_TOKEN + 1
+        self.socket = self._bind()
+        batch_max = min(ENTRY_BYTES_MAX, max(config.max_request_bytes, 16 * MIB))
+        self.front = Front(
+            functions(),
+            self.socket.underlying,
+            member=start.member,
+            cluster=start.cluster,
+            incarnation=self.incarnation,
+            max_request_bytes=config.max_request_bytes,
+            max_batch_bytes=batch_max,
+            max_txn_ops=config.max_txn_ops,
+        )
+        self.greeter = Greeter(self, batch_max)
+        hello = Hello(Role.GATEWAY, os.getpid(), self.incarnation).encode()
+        self.consensus = Wire(
+            loop, config.link, start.layout.consensus_socket, hello,
+            self.on_consensus, self.on_consensus_up, self.on_consensus_down,
+        )
+        self.applier = Wire(
+            loop, config.link, start.layout.applier_socket, hello,
+            self.on_applier, self.on_applier_up, lambda: None,
+        )
+        self.consensus.at_end = self.pump
+        self.applier.at_end = self.pump
+
+    def _bind(self) -> zmq.Socket[bytes]:
+        context = zmq.Context.instance()
+        sock = context.socket(zmq.ROUTER)
+        sock.setsockopt(zmq.LINGER, 200)
+        sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        sock.setsockopt(zmq.SNDHWM, 64)
+        sock.setsockopt(zmq.RCVHWM, 1024)
+        sock.setsockopt(zmq.MAXMSGSIZE, ENTRY_BYTES_MAX)
+        sock.setsockopt(zmq.HANDSHAKE_IVL, 5000)
+        sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        sock.setsockopt(zmq.BACKLOG, 1024)
+        sock.setsockopt(zmq.IPV6, 1)
+        for url in self.config.listen_zmq_urls:
+            sock.bind(url)
+        return sock
+
+    def run(self) -> None:
+        """Connects to the node's other processes; the session opens when consensus is there."""
+        self.consensus.connect()
+        self.applier.connect()
+        self.loop.call_later(SWEEP_SECONDS, self.sweep)
+
+    # --- own session ----------------------------------------------------------------------------
+
+    def open_session(self) -> None:
+        """Registers this incarnation's session through the log."""
+        session = random_u64()
+
+        def opened(code: int, body: bytes) -> None:
+            if code != Code.OK:
+                raise RuntimeError(f"the gateway's session was refused: {Code(code).name}")
+            self.front.set_session(session)
+            self.session_ready = True
+            self.loop.add_reader(self.socket.getsockopt(zmq.FD), self.on_socket)
+            self.on_socket()
+            log.info(
+                "gateway serves",
+                extra={"fields": {"listen-zmq-urls": self.config.listen_zmq_urls}},
+            )
+            self.start.ready()
+
+        self.propose(Kind.SESSION_OPEN, self.greeter.session_open(session, gateway=True), opened)
+
+    def propose(self, kind: int, body: bytes, done: Callable[[int, bytes], None]) -> None:
+        """A request of the gateway's own; `done(code, response)` is called once."""
+        token = self.next_token
+        self.next_token = token % 0xFFFFFFF0 + 1
+        self.calls[token] = done
+        self.front.propose(token, kind, body)
+        self.pump()
+
+    # --- clients --------------------------------------------------------------------------------
+
+    def on_socket(self) -> None:
+        """The ROUTER's descriptor is edge-triggered: read until it is empty or there is enough."""
+        if not self.session_ready or self.stopping:
+            return
+        front = self.front
+        while True:
+            if (
+                front.open_bytes + front.gathered_bytes > OPEN_BYTES_MAX
+                or front.own_open_count > OWN_OPEN_MAX
+            ):
+                self.pump()
+                return
+            count = front.drain(monotonic_us(), 2048)
+            if count == 0 or front.gathered_bytes > PROPOSAL_BYTES_SOFT:
+                self.pump()
+            if count == 0:
+                return
+
+    def pump(self) -> None:
+        """The end of a turn: events, the proposal, the reads, the answers."""
+        front = self.front
+        while events := front.take_events():
+            for event in events:
+                self.on_event(event)
+        made = front.take_proposal()
+        if made is not None:
+            number, batch = made
+            self.open[number] = batch
+            self.consensus.send(Frame.PROPOSE, batch)
+        if self.reader is not None:
+            if front.reads_serializable:
+                self.reader.refresh()
+                front.serve_serializable(self.reader)
+            self.advance_reads()
+        if front.flush():
+            self.loop.call_later(0.001, self.pump)
+
+    def on_event(self, event: tuple) -> None:  # type: ignore[type-arg]
+        """What the front leaves to Python."""
+        kind = event[0]
+        if kind == "own":
+            _, token, code, body = event
+            done = self.calls.pop(token, None)
+            if done is not None:
+                done(code, body)
+        elif kind == "hello":
+            self.greeter.on_hello(*event[1:])
+        elif kind == "request":
+            self.greeter.on_request(*event[1:])
+
+    # --- reads ----------------------------------------------------------------------------------
+
+    def advance_reads(self) -> None:
+        """Begins a barrier for gathered reads, answers those whose index is applied here."""
+        front = self.front
+        assert self.reader is not None
+        while True:
+            if front.reads_waiting == 0:
+                if front.reads_gathering == 0:
+                    return
+                front.begin_barrier()
+                self.read_need = None
+                word = self.words.get(COMMIT)
+                if word & SOLE and not self.config.force_read_barrier:
+                    self.read_need = word & ~SOLE
+                elif not self._ask_barrier():
+                    return
+            if self.read_need is None:
+                if not self.barrier_open:
+                    self._ask_barrier()
+                return
+            self.reader.refresh()
+            if self.reader.applied_index < self.read_need:
+                return
+            front.set_term(self.words.get(TERM))
+            front.serve_waiting(self.reader)
+
+    def _ask_barrier(self) -> bool:
+        self.barrier_id += 1
+        self.barrier_open = self.consensus.send(Frame.READ_BARRIER, ONE.pack(self.barrier_id))
+        return self.barrier_open
+
+    # --- links ----------------------------------------------------------------------------------
+
+    def on_consensus_up(self) -> None:
+        """A (new) consensus: everything open is proposed again, in order."""
+        if not self.session_ready and not self.calls:
+            self.open_session()
+            return
+        for batch in self.open.values():
+            self.consensus.send(Frame.PROPOSE, batch)
+        if self.front.reads_waiting and self.read_need is None:
+            self._ask_barrier()
+
+    def on_consensus_down(self) -> None:
+        self.barrier_open = False
+
+    def on_consensus(self, message: Message) -> None:
+        """A frame of consensus."""
+        if message.kind == Frame.BARRIER_OK:
+            number, index = PAIR.unpack(message.payload)
+            if number == self.barrier_id and self.barrier_open:
+                self.barrier_open = False
+                self.read_need = index
+
+    def on_applier_up(self) -> None:
+        """A (new) applier: its map is opened, and open proposals are asked for again.
+
+        Results that a dead applier did not send are gone; the proposals repeated to consensus
+        bring them back through the sessions' windows.
+        """
+        self._open_map()
+        for batch in self.open.values():
+            self.consensus.send(Frame.PROPOSE, batch)
+
+    def _open_map(self) -> None:
+        if self.reader is not None:
+            self.reader.close()
+        if self.store is not None:
+            self.store.close()  # type: ignore[attr-defined]
+        self.store, self.generation = open_for_read(
+            self.start.layout.state, self.config.quota_backend_bytes
+        )
+        self.reader = RangeReader(self.store)
+
+    def on_applier(self, message: Message) -> None:
+        """A frame of the applier."""
+        if message.kind == Frame.RESULTS:
+            self.front.on_results(message.payload)
+            for number in self.front.take_finished():
+                self.open.pop(number, None)
+            if not self.stopping:
+                self.loop.call_soon(self.on_socket)
+        elif message.kind == Frame.HEAD:
+            _, _, _, generation = QUAD.unpack(message.payload)
+            if generation != self.generation:
+                self._open_map()
+        else:
+            self.greeter.on_applier(message)
+
+    # --- housekeeping ---------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Ends connections that never greeted or fell silent."""
+        self.front.expire(monotonic_us(), HELLO_US, SILENT_US)
+        self.loop.call_later(SWEEP_SECONDS, self.sweep)
+
+    def stop(self) -> None:
+        """Answers what was taken, then ends. Blocking: at most DRAIN_SECONDS."""
+        if self.stopping:
+            return
+        self.stopping = True
+        deadline = self.loop.time() + DRAIN_SECONDS
+
+        def drained() -> None:
+            self.pump()
+            if (self.open or self.front.reads_waiting) and self.loop.time() < deadline:
+                self.loop.call_later(0.005, drained)
+                return
+            self.words.set(READING + self.start.number, 0)
+            self.socket.close()
+            zmq.Context.instance().term()
+            self.loop.stop()
+
+        drained()
+
+
+def main() -> None:
+    """Entry of the process."""
+    start = begin("gateway")
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    gateway = Gateway(start, loop)
+    loop.add_signal_handler(signal.SIGTERM, gateway.stop)
+    gateway.run()
+    loop.run_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""What a gateway does per connection and per administrative request, not per key-value request.
+
+Role: HELLO with its session, STATUS, DEFRAG, ALARM, the end of a session.
+Caller: procs/gateway.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from google.protobuf.message import DecodeError as ProtobufDecodeError
+
+from kvnode import __version__
+from kvnode._core.sharedword import APPLIED, COMMIT, SOLE, TERM
+from kvnode.base.codes import Code, Kind
+from kvnode.base.limits import SESSION_WINDOW
+from kvnode.env.clock import random_u64
+from kvnode.env.link import Message
+from kvnode.proto import kvnodepb, rpcpb
+from kvnode.wire.frames import ONE, Frame
+
+if TYPE_CHECKING:
+    from kvnode.procs.gateway import Gateway
+
+log = logging.getLogger("gateway")
+
+PROTOCOL_VERSION = 1
+CREDIT_BYTES = 64 << 20
+HEARTBEAT_MS = 10_000
+
+
+class Greeter:
+    """Rare requests of one gateway."""
+
+    def __init__(self, gateway: Gateway, batch_bytes_max: int) -> None:
+        self.gateway = gateway
+        self.batch_bytes_max = batch_bytes_max
+        self.defrags: dict[int, Callable[[int, bytes], None]] = {}
+        self.defrag_id = 0
+
+    def session_open(self, session: int, gateway: bool = False, name: str = "") -> bytes:
+        """The body of a SESSION_OPEN."""
+        return kvnodepb.SessionOpen(
+            session=session, gateway=gateway, client_name=name
+        ).SerializeToString()
+
+    def on_hello(self, conn: int, generation: int, body: bytes) -> None:
+        """Negotiates; opens a session when the client wants a new one."""
+        front = self.gateway.front
+        try:
+            hello = kvnodepb.Hello.FromString(body)
+        except ProtobufDecodeError:
+            front.reject(conn, generation, Code.MALFORMED, b"HELLO")
+            return
+        if hello.version_min > PROTOCOL_VERSION or hello.version_max < PROTOCOL_VERSION:
+            front.reject(
+                conn, generation, Code.MALFORMED,
+                f"this node speaks version {PROTOCOL_VERSION}".encode(),
+            )
+            return
+        if hello.session or not hello.want_session:
+            self._greet(conn, generation, hello.session)
+            return
+        session = random_u64()
+
+        def opened(code: int, _: bytes) -> None:
+            if code:
+                front.reject(conn, generation, code, b"no session")
+            else:
+                self._greet(conn, generation, session)
+
+        body = self.session_open(session, name=hello.client_name[:64])
+        self.gateway.propose(Kind.SESSION_OPEN, body, opened)
+
+    def _greet(self, conn: int, generation: int, session: int) -> None:
+        gateway = self.gateway
+        answer = kvnodepb.HelloOk(
+            version=PROTOCOL_VERSION,
+            server_version=__version__,
+            cluster_id=gateway.start.cluster,
+            member_id=gateway.start.member,
+            session=session,
+            window=SESSION_WINDOW,
+            max_request_bytes=gateway.config.max_request_bytes,
+            credit_bytes=CREDIT_BYTES,
+            max_txn_ops=gateway.config.max_txn_ops,
+            heartbeat_ms=HEARTBEAT_MS,
+        )
+        gateway.front.greet(
+            conn, generation, session, 0, CREDIT_BYTES, answer.SerializeToString()
+        )
+
+    def on_request(
+        self, conn: int, generation: int, rid: int, size: int, kind: int, body: bytes
+    ) -> None:
+        """A request that is not a key-value request."""
+        gateway = self.gateway
+        front = gateway.front
+
+        def answer(code: int, response: bytes) -> None:
+            front.answer(conn, generation, rid, size, code, response)
+
+        if kind == Kind.STATUS:
+            answer(Code.OK, self.status().SerializeToString())
+        elif kind == Kind.DEFRAG:
+            self.defrag_id += 1
+            self.defrags[self.defrag_id] = answer
+            if not gateway.applier.send(Frame.DEFRAG, ONE.pack(self.defrag_id)):
+                del self.defrags[self.defrag_id]
+                answer(Code.UNAVAILABLE, b"")
+        elif kind in (Kind.ALARM, Kind.SESSION_CLOSE):
+            front.propose_for(conn, generation, rid, size, kind, body)
+        else:
+            answer(Code.UNKNOWN_KIND, b"")
+
+    def on_applier(self, message: Message) -> None:
+        """DEFRAGGED: the answer to a DEFRAG."""
+        if message.kind != Frame.DEFRAGGED:
+            return
+        (number,) = ONE.unpack_from(message.payload)
+        answer = self.defrags.pop(number, None)
+        if answer is None:
+            return
+        code = int.from_bytes(message.payload[8:12], "little")
+        if code:
+            answer(code, message.payload[12:])
+        else:
+            answer(Code.OK, rpcpb.DefragmentResponse(header=self.header()).SerializeToString())
+
+    def header(self) -> rpcpb.ResponseHeader:
+        """A response header as of now."""
+        gateway = self.gateway
+        revision = 0
+        if gateway.reader is not None:
+            gateway.reader.refresh()
+            revision = gateway.reader.revision
+        return rpcpb.ResponseHeader(
+            cluster_id=gateway.start.cluster,
+            member_id=gateway.start.member,
+            revision=revision,
+            raft_term=gateway.words.get(TERM),
+        )
+
+    def status(self) -> rpcpb.StatusResponse:
+        """etcd's Status of this member."""
+        gateway = self.gateway
+        words = gateway.words
+        commit = words.get(COMMIT)
+        size, used = 0, 0
+        if gateway.reader is not None:
+            gateway.reader.refresh()
+            size, used = gateway.reader.sizes()
+        return rpcpb.StatusResponse(
+            header=self.header(),
+            version=__version__,
+            dbSize=size,
+            dbSizeInUse=used,
+            dbSizeQuota=gateway.config.quota_backend_bytes,
+            leader=gateway.start.member,
+            raftIndex=commit & ~SOLE,
+            raftTerm=words.get(TERM),
+            raftAppliedIndex=words.get(APPLIED),
+        )

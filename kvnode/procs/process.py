@@ -1,0 +1,159 @@
+"""What every process of a node does first: its name, its parent, its log, its config.
+
+Role: `begin` is called at the top of each child's `main`; `Layout` says where a node's files and
+sockets are.
+Callers: procs/.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+
+import setproctitle
+
+from kvnode.base.config import Config, config_from_json
+
+EXIT_FATAL = 78
+"""Exit status of a child after which a restart can't help (bad configuration, damaged data)."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of one node below its data directory and its run folder."""
+
+    data: str
+    run: str
+
+    @property
+    def member(self) -> str:
+        return os.path.join(self.data, "member")
+
+    @property
+    def wal(self) -> str:
+        return os.path.join(self.member, "wal")
+
+    @property
+    def state(self) -> str:
+        return os.path.join(self.member, "state")
+
+    @property
+    def identity(self) -> str:
+        return os.path.join(self.member, "identity.json")
+
+    @property
+    def lock(self) -> str:
+        return os.path.join(self.data, "lock")
+
+    @property
+    def words(self) -> str:
+        return os.path.join(self.run, "words")
+
+    @property
+    def consensus_socket(self) -> str:
+        return os.path.join(self.run, "consensus")
+
+    @property
+    def applier_socket(self) -> str:
+        return os.path.join(self.run, "applier")
+
+
+@dataclass(frozen=True)
+class Start:
+    """How the supervisor starts a child; travels as one JSON argument."""
+
+    config: Config
+    layout: Layout
+    member: int
+    cluster: int
+    restart: bool
+    number: int
+    status_fd: int
+
+    @classmethod
+    def from_argument(cls, text: str) -> Start:
+        """Reads what `argument` wrote."""
+        raw = json.loads(text)
+        return cls(
+            config=config_from_json(raw["config"]),
+            layout=Layout(raw["data"], raw["run"]),
+            member=int(raw["member"]),
+            cluster=int(raw["cluster"]),
+            restart=raw["restart"],
+            number=raw["number"],
+            status_fd=raw["status_fd"],
+        )
+
+    def ready(self) -> None:
+        """Tells the supervisor that this process serves."""
+        os.write(self.status_fd, b"ready\n")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line with etcd's keys: level, ts, caller, msg, then the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "level": record.levelname.lower().replace("warning", "warn"),
+            "ts": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "caller": f"{record.name}/{record.filename}:{record.lineno}",
+            "msg": record.getMessage(),
+        }
+        line.update(getattr(record, "fields", {}))
+        if record.exc_info:
+            line["stacktrace"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+class TextFormatter(logging.Formatter):
+    """For a person at a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = " ".join(f"{k}={v}" for k, v in getattr(record, "fields", {}).items())
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        text = f"{clock} {record.levelname.lower():7} {record.getMessage()}"
+        text = f"{text} {fields}" if fields else text
+        if record.exc_info:
+            text = f"{text}\n{self.formatException(record.exc_info)}"
+        return text
+
+
+def set_up_log(level: str, json_lines: bool) -> None:
+    """Logs to standard error, JSON lines or for a person."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if json_lines else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.replace("warn", "warning").upper() if level != "warning" else "WARNING")
+
+
+def die_with_parent() -> None:
+    """SIGKILL for this process when the supervisor ends, however it ends."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() == 1:
+        os._exit(1)
+
+
+def begin(role: str) -> Start:
+    """First call of a child's main: dies with its parent, has a title and a log."""
+    if not __debug__:
+        sys.exit("kvnode: assertions are part of its safety: do not run python with -O")
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    start = Start.from_argument(sys.argv[1])
+    name = start.config.name
+    number = f"-{start.number}" if role == "gateway" else ""
+    setproctitle.setproctitle(f"kvnode: {role}{number} [{name}] {start.layout.data}")
+    set_up_log(start.config.log_level, start.config.log_json)
+    return start

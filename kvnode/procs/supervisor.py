@@ -1,0 +1,403 @@
+"""The supervisor: starts consensus, applier and gateways, restarts the one that died.
+
+Role: the node's first process. It owns the data directory's lock and identity, makes the run
+folder and the shared words, and is the only process that a person or an init system signals.
+Caller: `kvnode serve`.
+
+Life of a node: lock the directory, read or make the identity, start the children side by side
+(applier and consensus need nothing of each other to open their files; gateways wait for both),
+print the banner and `ready`, then wait for signals and deaths. SIGTERM drains: gateways answer
+what they took, consensus and applier close with durable marks, all within STOP_SECONDS.
+
+Invariants:
+  1. No child outlives the supervisor (PR_SET_PDEATHSIG in each child).
+  2. A child that died is started again at once; one that died RESTARTS_MAX times within
+     RESTARTS_SECONDS, or said that a restart can't help (EXIT_FATAL), stops the node.
+  3. The first start of the children is `restart=False`: the applier rolls its map back to the
+     last checkpoint unless the clean mark is there; later starts are `restart=True`.
+
+Absent on purpose: any request, any byte of users' data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import setproctitle
+
+from kvnode import __version__
+from kvnode._core.sharedword import SharedWords
+from kvnode.base.config import Config, config_to_json
+from kvnode.base.errors import CallerError, ConfigError, DiskError
+from kvnode.env.link import private_folder
+from kvnode.procs.process import EXIT_FATAL, Layout, set_up_log
+
+log = logging.getLogger("supervisor")
+
+FORMAT = 1
+STOP_SECONDS = 5.0
+RESTARTS_MAX = 6
+RESTARTS_SECONDS = 10.0
+_SOCKET_PATH_MAX = 100
+
+
+@dataclass
+class Child:
+    """One process of the node."""
+
+    role: str
+    number: int = 0
+    process: subprocess.Popen[bytes] | None = None
+    pidfd: int = -1
+    status_fd: int = -1
+    ready: bool = False
+    deaths: list[float] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        return f"{self.role}-{self.number}" if self.role == "gateway" else self.role
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who this data directory belongs to."""
+
+    name: str
+    member: int
+    cluster: int
+
+
+def cluster_and_member(config: Config) -> tuple[int, int]:
+    """Ids from the peer URLs and the cluster's token, so that equal flags give equal ids.
+
+    The member id comes from its peer URLs and the token, the cluster id from its members'. Both
+    are never 0 and fit 63 bits.
+    """
+    members = {}
+    for name, urls in config.cluster_members().items():
+        text = "|".join(sorted(urls)) + "|" + config.initial_cluster_token
+        digest = hashlib.sha256(text.encode()).digest()
+        members[name] = int.from_bytes(digest[:8], "big") >> 1 or 1
+    if config.name not in members:
+        raise ConfigError(
+            f'--initial-cluster has no member named "{config.name}": add it, or correct --name'
+        )
+    text = "|".join(f"{member:x}" for member in sorted(members.values()))
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1 or 1, members[config.name]
+
+
+def open_identity(config: Config, layout: Layout) -> Identity:
+    """Reads the directory's identity, or makes it for an empty one."""
+    try:
+        with open(layout.identity) as file:
+            raw = json.load(file)
+    except FileNotFoundError:
+        if os.path.isdir(layout.wal) and os.listdir(layout.wal):
+            raise DiskError(
+                f"{layout.identity} is missing but {layout.wal} has a log: restore that file "
+                "from a backup, or start with an empty --data-dir"
+            ) from None
+        cluster, member = cluster_and_member(config)
+        identity = Identity(config.name, member, cluster)
+        raw = {
+            "format": FORMAT,
+            "version": __version__,
+            "name": identity.name,
+            "member": f"{member:x}",
+            "cluster": f"{cluster:x}",
+        }
+        temporary = layout.identity + ".tmp"
+        with open(temporary, "w", opener=lambda p, f: os.open(p, f, 0o600)) as file:
+            json.dump(raw, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, layout.identity)
+        _sync_folder(layout.member)
+        return identity
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DiskError(f"{layout.identity} is damaged ({error}): restore it from a backup") from None
+    if raw.get("format", 0) > FORMAT:
+        raise DiskError(
+            f"{config.data_dir} was written by kvnode {raw.get('version')} (format "
+            f"{raw.get('format')}), this is {__version__} (format {FORMAT}): use that version"
+        )
+    if raw["name"] != config.name:
+        raise ConfigError(
+            f'{config.data_dir} belongs to member "{raw["name"]}", not "{config.name}": '
+            f"start with --name {raw['name']}, or choose another --data-dir"
+        )
+    return Identity(raw["name"], int(raw["member"], 16), int(raw["cluster"], 16))
+
+
+def _sync_folder(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def open_data_dir(path: str) -> int:
+    """Makes and locks the data directory; returns the lock's descriptor."""
+    if os.path.exists(path):
+        info = os.lstat(path)
+        if not os.path.isdir(path):
+            raise ConfigError(f"{path} is not a folder: choose another --data-dir")
+        if info.st_uid != os.getuid():
+            raise ConfigError(
+                f"{path} belongs to user id {info.st_uid}, this process runs as {os.getuid()}: "
+                "run as its owner, or change the owner"
+            )
+        if info.st_mode & 0o077:
+            log.warning("data directory was open to others, now 0700", extra={"fields": {"path": path}})
+            os.chmod(path, 0o700)
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        fd = os.open(
+            os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
+    except OSError as error:
+        raise ConfigError(f"can't use {path} as --data-dir: {error.strerror}") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(fd)
+        raise ConfigError(
+            f"{path} is in use by another node (pid {owner}): stop it, or choose another --data-dir"
+        ) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+class Supervisor:
+    """Starts, watches and stops the children."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.data = os.path.abspath(config.data_dir)
+        self.lock_fd = open_data_dir(self.data)
+        self.run_folder = self._make_run_folder()
+        self.layout = Layout(self.data, self.run_folder)
+        for folder in (self.layout.member, self.layout.wal, self.layout.state):
+            private_folder(folder)
+        self.identity = open_identity(config, self.layout)
+        self.words = SharedWords(self.layout.words, create=True)
+        self.children = [Child("applier"), Child("consensus")]
+        self.children += [Child("gateway", n) for n in range(config.gateways)]
+        self.poll = select.epoll()
+        self.stopping = False
+        self.announced = False
+        self.exit_status = 0
+        self.began = time.monotonic()
+
+    def _make_run_folder(self) -> str:
+        """The folder of sockets: below the data directory, or in the system's temporary folder
+        when that path is too long for a socket's address."""
+        path = os.path.join(self.data, "run")
+        if len(path) > _SOCKET_PATH_MAX - 20:
+            path = os.path.join(
+                tempfile.gettempdir(),
+                "kvnode-" + hashlib.sha256(self.data.encode()).hexdigest()[:16],
+            )
+        private_folder(path)
+        for name in os.listdir(path):
+            os.unlink(os.path.join(path, name))
+        return path
+
+    # --- children -------------------------------------------------------------------------------
+
+    def start(self, child: Child, restart: bool) -> None:
+        """Starts one child; its death and its readiness come through the poll."""
+        read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        argument: dict[str, Any] = {
+            "config": config_to_json(self.config),
+            "data": self.layout.data,
+            "run": self.layout.run,
+            "member": self.identity.member,
+            "cluster": self.identity.cluster,
+            "restart": restart,
+            "number": child.number,
+            "status_fd": write_fd,
+        }
+        child.ready = False
+        child.process = subprocess.Popen(
+            [sys.executable, "-m", f"kvnode.procs.{child.role}", json.dumps(argument)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[write_fd],
+        )
+        os.close(write_fd)
+        child.status_fd = read_fd
+        child.pidfd = os.pidfd_open(child.process.pid)
+        self.poll.register(child.pidfd, select.EPOLLIN)
+        self.poll.register(read_fd, select.EPOLLIN)
+
+    def _forget(self, child: Child) -> None:
+        for fd in (child.pidfd, child.status_fd):
+            if fd >= 0:
+                with contextlib.suppress(OSError, ValueError):
+                    self.poll.unregister(fd)
+                os.close(fd)
+        child.pidfd = child.status_fd = -1
+
+    def on_status(self, child: Child) -> None:
+        """A child wrote to its status pipe, or closed it."""
+        data = os.read(child.status_fd, 64)
+        if b"ready" in data:
+            child.ready = True
+        if not data:
+            self.poll.unregister(child.status_fd)
+            os.close(child.status_fd)
+            child.status_fd = -1
+
+    def on_death(self, child: Child) -> None:
+        """A child ended: start it again, or give up."""
+        assert child.process is not None
+        status = child.process.wait()
+        self._forget(child)
+        child.process = None
+        if self.stopping:
+            return
+        now = time.monotonic()
+        child.deaths = [t for t in child.deaths if now - t < RESTARTS_SECONDS] + [now]
+        fields = {"process": child.title, "status": status}
+        if status == EXIT_FATAL or len(child.deaths) >= RESTARTS_MAX:
+            log.error(
+                "a process can't run, the node stops", extra={"fields": fields}
+            )
+            self.exit_status = 1
+            self.stopping = True
+            return
+        log.warning("a process died, starting it again", extra={"fields": fields})
+        self.start(child, restart=True)
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Runs the node until it is told to stop; returns the exit status."""
+        wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self.poll.register(wake_read, select.EPOLLIN)
+        for child in self.children:
+            self.start(child, restart=False)
+        while not self.stopping:
+            for fd, _ in self.poll.poll():
+                if fd == wake_read:
+                    os.read(wake_read, 64)
+                    self.stopping = True
+                    continue
+                for child in self.children:
+                    if fd == child.status_fd:
+                        self.on_status(child)
+                    elif fd == child.pidfd:
+                        self.on_death(child)
+            if not self.announced and all(c.ready for c in self.children):
+                self.announced = True
+                announce(self)
+        self.stop()
+        return self.exit_status
+
+    def stop(self) -> None:
+        """Gateways first, so that what they took is answered; then the others."""
+        deadline = time.monotonic() + STOP_SECONDS - 0.5
+        self._stop([c for c in self.children if c.role == "gateway"], deadline - 2.5)
+        self._stop([c for c in self.children if c.role == "consensus"], deadline - 1.5)
+        self._stop([c for c in self.children if c.role == "applier"], deadline)
+        shutil.rmtree(self.run_folder, ignore_errors=True)
+        log.info("stopped")
+
+    def _stop(self, children: list[Child], deadline: float) -> None:
+        for child in children:
+            if child.process is not None:
+                child.process.send_signal(signal.SIGTERM)
+        for child in children:
+            if child.process is None:
+                continue
+            try:
+                child.process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.warning("a process did not stop in time", extra={"fields": {"process": child.title}})
+                child.process.kill()
+                child.process.wait()
+            self._forget(child)
+            child.process = None
+
+
+def announce(node: Supervisor) -> None:
+    """What an operator sees once the node serves: who it is, where it listens, what to try."""
+    config = node.config
+    listeners = {"zmq": config.listen_zmq_urls}
+    if config.log_json:
+        log.info(
+            "ready",
+            extra={
+                "fields": {
+                    "version": __version__,
+                    "name": config.name,
+                    "member-id": f"{node.identity.member:x}",
+                    "cluster-id": f"{node.identity.cluster:x}",
+                    "data-dir": node.data,
+                    "listen-zmq-urls": config.listen_zmq_urls,
+                    "security": "none: no TLS, no authentication",
+                    "took-seconds": round(time.monotonic() - node.began, 3),
+                }
+            },
+        )
+        return
+    endpoint = config.listen_zmq_urls[0]
+    flag = "" if endpoint == "tcp://127.0.0.1:2382" else f" --endpoints {endpoint}"
+    lines = [
+        f"kvnode {__version__}",
+        f"  member     {config.name} {node.identity.member:x}, "
+        f"cluster {node.identity.cluster:x}",
+        f"  data       {node.data}",
+    ]
+    for name, urls in listeners.items():
+        lines.append(f"  {name:10} {' '.join(urls)}")
+    lines += [
+        "  security   no TLS, no authentication: reachable from this machine only"
+        if all("127.0.0.1" in u or "localhost" in u or "[::1]" in u for u in config.listen_zmq_urls)
+        else "  security   NO TLS, NO AUTHENTICATION, and reachable from other machines",
+        "",
+        "Try, in another terminal:",
+        f"  kvnode{flag} put greeting hello",
+        f"  kvnode{flag} get greeting",
+        f"  kvnode{flag} status",
+        "",
+        "ready",
+    ]
+    print("\n".join(lines), flush=True)
+
+
+def run(config: Config) -> int:
+    """Runs a node in the foreground; returns the exit status. Blocking: until it is stopped."""
+    if not __debug__:
+        print("kvnode: assertions are part of its safety: do not run python with -O", file=sys.stderr)
+        return 2
+    set_up_log(config.log_level, config.log_json)
+    try:
+        node = Supervisor(config)
+    except (CallerError, DiskError) as error:
+        print(f"kvnode: {error}", file=sys.stderr)
+        return 2
+    setproctitle.setproctitle(f"kvnode: supervisor [{config.name}] {node.data}")
+    return node.run()

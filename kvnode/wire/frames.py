@@ -1,0 +1,114 @@
+"""Frames between the processes of one node.
+
+Role: names and layouts of what gateway, consensus and applier say to each other over `env/link`.
+Callers: procs/. The link keeps a frame's border and kind; here is what the payloads hold.
+
+Payloads:
+
+    HELLO         u8 role, u8[3] zero, u32 pid, u64 incarnation, u64 applied index, u64 applied term
+    PROPOSE       a batch (`_core/envelope`)
+    READ_BARRIER  u64 id
+    BARRIER_OK    u64 id, u64 index
+    ENTRIES       entries, each u64 index, u64 term, u32 type, u32 length, data
+    BORDER        u64 index, u64 term: everything up to index is committed and durable here
+    RESULTS       result groups (`_core/envelope`)
+    HEAD          u64 applied index, u64 revision, u64 compact revision, u64 generation
+    APPLIED       u64 applied index, u64 used bytes, u64 checkpointed index, u64 state hash
+    DEFRAG        u64 id            gateway to applier
+    DEFRAGGED     u64 id, u32 code, text
+    LEADER        u64 leader member id (0 = none), u64 term
+    REFUSED       u32 code, u32 zero, then u32 slots whose groups were not proposed
+
+Absent on purpose: object serialization of any kind. Every payload is fixed integers and bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+from kvnode.base.errors import DecodeError
+
+
+class Frame(IntEnum):
+    """Kinds of frames."""
+
+    HELLO = 1
+    PROPOSE = 2
+    READ_BARRIER = 3
+    BARRIER_OK = 4
+    ENTRIES = 5
+    BORDER = 6
+    RESULTS = 7
+    HEAD = 8
+    APPLIED = 9
+    DEFRAG = 10
+    DEFRAGGED = 11
+    LEADER = 12
+    REFUSED = 13
+
+
+class Role(IntEnum):
+    """Who is at the other end."""
+
+    GATEWAY = 1
+    CONSENSUS = 2
+    APPLIER = 3
+
+
+PAIR = struct.Struct("<QQ")
+QUAD = struct.Struct("<QQQQ")
+ONE = struct.Struct("<Q")
+ENTRY = struct.Struct("<QQII")
+_HELLO = struct.Struct("<B3xIQQQ")
+
+
+class Hello(NamedTuple):
+    """The first frame in both directions."""
+
+    role: Role
+    pid: int
+    incarnation: int
+    applied_index: int = 0
+    applied_term: int = 0
+
+    def encode(self) -> bytes:
+        """The payload of a HELLO frame."""
+        return _HELLO.pack(
+            self.role, self.pid, self.incarnation, self.applied_index, self.applied_term
+        )
+
+
+def decode_hello(payload: bytes) -> Hello:
+    """Reads a HELLO payload; DecodeError if it is not one."""
+    if len(payload) != _HELLO.size:
+        raise DecodeError("HELLO has a wrong length")
+    role, pid, incarnation, index, term = _HELLO.unpack(payload)
+    return Hello(Role(role), pid, incarnation, index, term)
+
+
+def encode_entries(entries: list[tuple[int, int, int, bytes]]) -> list[bytes]:
+    """(index, term, type, data) of each entry, as buffers to be sent one after another."""
+    parts: list[bytes] = []
+    for index, term, kind, data in entries:
+        parts.append(ENTRY.pack(index, term, kind, len(data)))
+        parts.append(data)
+    return parts
+
+
+def decode_entries(payload: bytes) -> list[tuple[int, int, int, memoryview]]:
+    """The entries of an ENTRIES payload; their data are views of it."""
+    out = []
+    view = memoryview(payload)
+    at, end = 0, len(payload)
+    while at < end:
+        if end - at < ENTRY.size:
+            raise DecodeError("ENTRIES ends inside an entry's head")
+        index, term, kind, size = ENTRY.unpack_from(view, at)
+        at += ENTRY.size
+        if end - at < size:
+            raise DecodeError("ENTRIES ends inside an entry's data")
+        out.append((index, term, kind, view[at : at + size]))
+        at += size
+    return out
