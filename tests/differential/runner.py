@@ -1,0 +1,245 @@
+"""Sends the same steps to two servers and compares every answer.
+
+Role: targets (real etcd over gRPC, kvnode over its native client), comparison, the search for a
+shorter failing sequence. Caller: test_differential.py.
+
+Invariants:
+1. Both servers are fresh, get the same requests in the same order, and see a batch's writes in
+   the order they were given.
+2. An answer is (gRPC status, text, response message); of a response only cluster_id, member_id
+   and raft_term of the outermost header are left out of the comparison.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+from google.protobuf import text_format
+
+from kvnode.base.codes import Kind
+from kvnode.proto import rpc_pb2 as pb
+from tests.differential.generator import Generator, Op, Step
+
+RESPONSES = {
+    Kind.PUT: pb.PutResponse,
+    Kind.RANGE: pb.RangeResponse,
+    Kind.DELETE_RANGE: pb.DeleteRangeResponse,
+    Kind.TXN: pb.TxnResponse,
+    Kind.COMPACT: pb.CompactionResponse,
+}
+METHODS = {
+    Kind.PUT: "Put", Kind.RANGE: "Range", Kind.DELETE_RANGE: "DeleteRange", Kind.TXN: "Txn",
+    Kind.COMPACT: "Compact",
+}
+CALL_SECONDS_MAX = 60.0
+
+
+class Answer(NamedTuple):
+    """What a server said to one request; `response` is None unless grpc is 0."""
+
+    grpc: int
+    text: str
+    response: Any
+
+
+class Target(Protocol):
+    """A server's client: sends a step, returns one answer a request."""
+
+    def send(self, step: Step) -> list[Answer]: ...
+
+
+Start = Callable[[], AbstractContextManager[Target]]
+
+
+class EtcdTarget:
+    """Real etcd over gRPC. Bytes go through untouched, so only our schema can be wrong, not both."""
+
+    def __init__(self, endpoint: str) -> None:
+        import grpc
+
+        self._errors = grpc.RpcError
+        limit = 64 << 20
+        self._channel = grpc.insecure_channel(
+            endpoint,
+            options=[("grpc.max_send_message_length", limit),
+                     ("grpc.max_receive_message_length", limit)],
+        )
+        self._calls = {
+            kind: self._channel.unary_unary(f"/etcdserverpb.KV/{name}")
+            for kind, name in METHODS.items()
+        }
+
+    def send(self, step: Step) -> list[Answer]:
+        return [self._one(op) for op in step]
+
+    def _one(self, op: Op) -> Answer:
+        try:
+            body = self._calls[op.kind](op.message.SerializeToString(), timeout=CALL_SECONDS_MAX)
+        except self._errors as error:
+            return Answer(error.code().value[0], error.details() or "", None)
+        return Answer(0, "", RESPONSES[op.kind].FromString(body))
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._channel.close()
+
+
+class KvnodeTarget:
+    """A kvnode node over the native protocol; several requests of a step are one packed message."""
+
+    def __init__(self, endpoint: str) -> None:
+        from kvnode.base.errors import RequestError
+        from kvnode.client import Client
+
+        self._errors = RequestError
+        self._client = Client(endpoint)
+
+    def send(self, step: Step) -> list[Answer]:
+        bodies = [(op.kind, op.message.SerializeToString()) for op in step]
+        if len(bodies) == 1:
+            kind, body = bodies[0]
+            return [self._answer(kind, lambda: self._client.call(kind, body))]
+        tickets = [self._client.submit(kind, body) for kind, body in bodies]
+        self._client.flush()
+        return [
+            self._answer(kind, lambda ticket=ticket: self._client.wait(ticket))
+            for (kind, _), ticket in zip(bodies, tickets, strict=True)
+        ]
+
+    def _answer(self, kind: Kind, get: Callable[[], bytes]) -> Answer:
+        try:
+            body = get()
+        except self._errors as error:
+            return Answer(int(error.grpc), error.text, None)
+        return Answer(0, "", RESPONSES[kind].FromString(body))
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._client.close()
+
+
+class Mismatch(NamedTuple):
+    """Where two servers differed: request `op_index` of step `step_index`."""
+
+    step_index: int
+    op_index: int
+    op: Op
+    expected: Answer
+    found: Answer
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step_index} request {self.op_index}: {show(self.op)}\n"
+            f"  expected {show_answer(self.expected)}\n  found    {show_answer(self.found)}"
+        )
+
+
+class Report(NamedTuple):
+    """A run: all steps sent, requests counted, refusals by text, the first mismatch if any."""
+
+    steps: list[Step]
+    requests: int
+    texts: dict[str, int]
+    mismatch: Mismatch | None
+
+
+def comparable(answer: Answer) -> tuple[int, str, bytes]:
+    """An answer without what differs between any two clusters."""
+    if answer.response is None:
+        return answer.grpc, answer.text, b""
+    message = type(answer.response)()
+    message.CopyFrom(answer.response)
+    for name in ("cluster_id", "member_id", "raft_term"):
+        message.header.ClearField(name)
+    return answer.grpc, answer.text, message.SerializeToString(deterministic=True)
+
+
+def compare(steps: Iterator[Step] | Sequence[Step], reference: Target, subject: Target,
+            heard: Callable[[int], None] = lambda revision: None) -> Report:
+    """Sends steps to both until one answer differs or the steps end."""
+    sent: list[Step] = []
+    texts: dict[str, int] = {}
+    requests = 0
+    for number, step in enumerate(steps):
+        sent.append(step)
+        requests += len(step)
+        expected, found = reference.send(step), subject.send(step)
+        for at, (op, left, right) in enumerate(zip(step, expected, found, strict=True)):
+            if comparable(left) != comparable(right):
+                return Report(sent, requests, texts, Mismatch(number, at, op, left, right))
+            texts[left.text] = texts.get(left.text, 0) + 1
+            if left.response is not None:
+                heard(left.response.header.revision)
+    return Report(sent, requests, texts, None)
+
+
+def run(seed: int, requests_min: int, reference: Start, subject: Start) -> Report:
+    """One run of a seed on fresh servers, at least `requests_min` requests long."""
+    generator = Generator(seed)
+
+    def steps() -> Iterator[Step]:
+        sent = 0
+        while sent < requests_min:
+            step = generator.step()
+            sent += len(step)
+            yield step
+
+    with reference() as left, subject() as right:
+        return compare(steps(), left, right, generator.heard)
+
+
+def shorten(steps: list[Step], reference: Start, subject: Start, seconds_max: float) -> list[Step]:
+    """A shorter sequence that still ends in a mismatch: drops chunks while the time lasts."""
+    deadline = time.monotonic() + seconds_max
+    # The last step is the one that differed: it stays. Batches are first cut into single steps.
+    best = steps
+    singles = [[op] for step in steps for op in step]
+
+    def fails(candidate: list[Step]) -> list[Step] | None:
+        with reference() as left, subject() as right:
+            report = compare(candidate, left, right)
+        return report.steps if report.mismatch else None
+
+    best = fails(singles) or best
+    chunk = max(len(best) // 2, 1)
+    while time.monotonic() < deadline:
+        at, shorter = 0, False
+        while at < len(best) - 1 and time.monotonic() < deadline:
+            found = fails(best[:at] + best[at + chunk :]) if at + chunk < len(best) else None
+            if found:
+                best, shorter = found, True
+            else:
+                at += chunk
+        if chunk == 1 and not shorter:
+            break
+        chunk = max(chunk // 2, 1)
+    return best
+
+
+def show(op: Op) -> str:
+    """A request on one line."""
+    text = text_format.MessageToString(op.message, as_one_line=True)
+    return f"{op.kind.name} {{{text if len(text) < 2000 else text[:2000] + '...'}}}"
+
+
+def show_answer(answer: Answer) -> str:
+    """An answer on one line."""
+    if answer.response is None:
+        return f"status {answer.grpc} {answer.text!r}"
+    return text_format.MessageToString(answer.response, as_one_line=True)[:4000]
+
+
+def explain(seed: int, report: Report, reference: Start, subject: Start,
+            seconds_max: float = 30.0) -> str:
+    """The text of a failed run: seed, mismatch, the shortest failing sequence found in time."""
+    shortest = shorten(report.steps, reference, subject, seconds_max)
+    lines = [f"seed {seed}: answers differ after {report.requests} requests", str(report.mismatch)]
+    with reference() as left, subject() as right:
+        again = compare(shortest, left, right)
+    lines.append(f"shortened to {len(shortest)} steps:")
+    lines += [f"  {number}: {show(op)}" for number, step in enumerate(shortest) for op in step]
+    lines.append(str(again.mismatch))
+    return "\n".join(lines)
