@@ -18,7 +18,8 @@ from kvnode.base.codes import Code, Kind
 from kvnode.base.limits import SESSION_WINDOW
 from kvnode.env.clock import random_u64
 from kvnode.env.link import Message
-from kvnode.proto import kvnodepb, rpcpb
+from kvnode.proto import kvnodepb_pb2 as kvnodepb
+from kvnode.proto import rpc_pb2 as rpcpb
 from kvnode.wire.frames import ONE, Frame
 
 if TYPE_CHECKING:

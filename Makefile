@@ -1,0 +1,36 @@
+# make run        sets up, then starts a node on loopback
+# make test       sets up, then runs the tests
+# make test-slow  the long ones: sanitizers, power cuts, 20,000 differential operations, kills
+# make bench      the table of speed and memory beside etcd
+.PHONY: setup run test test-slow test-clients bench lint data-rewrite clean
+
+VENV := .venv
+PY := $(VENV)/bin/python
+
+setup:
+	@sh tools/setup.sh
+
+run: setup
+	@exec $(VENV)/bin/kvnode serve $(ARGS)
+
+lint: setup
+	@$(PY) tools/checks.py
+
+test: setup
+	@$(PY) -m pytest -m "not slow and not clients" $(ARGS)
+
+test-slow: setup
+	@$(PY) tools/sanitized.py
+	@$(PY) -m pytest -m slow --timeout 3000 $(ARGS)
+
+test-clients: setup
+	@$(PY) -m pytest -m clients --timeout 900 $(ARGS)
+
+bench: setup
+	@$(PY) -m bench.table $(ARGS)
+
+data-rewrite: setup
+	@KVNODE_REWRITE=1 $(PY) -m pytest -q tests/raft tests/state
+
+clean:
+	rm -rf build $(VENV) kvnode/*/*.so
