@@ -98,7 +98,7 @@ cdef void res_add(kv_buf *b, size_t group_at, uint8_t code, uint8_t kind,
 # A result whose body is encoded in place: m = res_open(), append the body, res_close(m).
 cdef size_t res_open(kv_buf *b, size_t group_at, uint8_t kind) noexcept nogil
 cdef void res_close(kv_buf *b, size_t group_at, size_t mark, uint8_t code) noexcept nogil
-# A group refused whole: count results without body, all with this code.
+# A group refused whole: no results follow, `code` stands for each of its `count` requests.
 cdef void res_refuse_group(kv_buf *b, uint32_t slot, uint64_t incarnation, uint32_t count,
                            uint8_t code) noexcept nogil
 
