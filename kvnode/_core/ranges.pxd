@@ -11,12 +11,13 @@ from kvnode._core.store cimport Store, kv_store
 
 cdef enum:
     RANGE_MORE = 16           # range_step: the budget is spent, call again
+    READ_LONG = 255           # reader_serve: more than a slice; nothing was appended
 
 # One collected key of a sorted Range.
 ctypedef struct RangeItem:
     uint64_t main
     uint32_t sub
-    uint32_t lead_n           # bytes of the value in lead; SORT_BY_VALUE only
+    uint32_t lead_n           # SORT_BY_VALUE: the value's length up to 16, 17 = longer
     int64_t number            # what the sort compares: version, create or mod revision
     uint64_t lead[2]          # first 16 bytes of the value, big-endian, zero-padded
 
@@ -32,7 +33,7 @@ ctypedef struct RangeState:
     int64_t count
     int64_t emitted
     bint more
-    kv_buf at                 # last key done, plus one 0x00: where the next slice begins
+    kv_buf at                 # the key that the next slice begins with
     kv_buf scratch            # chunked values
     kv_buf scratch2
     RangeItem *items
@@ -77,6 +78,8 @@ cdef class RangeReader:
     cdef Store store
     cdef void *txn
     cdef Heads heads
+    cdef unsigned long long slice_work     # budget of one reader_serve, 0 = unbounded
+    cdef unsigned long long slice_bytes
     cdef kv_buf scratch
     cdef kv_buf out
     cdef int refresh_c(self) noexcept nogil
@@ -84,5 +87,7 @@ cdef class RangeReader:
 
 # One request's body on the reader's snapshot: appends the response to `out`, returns CODE_*
 # (CODE_MALFORMED, CODE_CORRUPT among them; then nothing is appended). h.revision is set here.
+# With reader.slice_work set, READ_LONG for a Range that takes more than one slice: make a
+# LongRange of it. Read-only transactions don't come this way: KIND_RANGE only.
 cdef int reader_serve(RangeReader reader, int kind, const uint8_t *body, size_t n,
                       RespHeader *h, kv_buf *out) noexcept nogil
