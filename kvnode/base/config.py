@@ -1,0 +1,426 @@
+"""The configuration of a node: one declarative table, and the value a start makes of it.
+
+Role: `Config` is the table. Each of its fields is an option: name (dashes for underscores),
+default, type (by its parser), help, unit, whether the name is etcd's, and whether it acts already.
+Callers: `configload` fills it from flags, variables, file; procs/ reads it; `config_to_json` and
+`config_from_json` carry it to child processes.
+
+Invariants:
+  1. A Config is complete and checked: derived defaults (data directory, cluster, ZeroMQ listener)
+     are filled in, and `check` passed.
+  2. Equal inputs give equal Configs: nothing here looks at the machine, except `log_json`, which
+     asks for a terminal when nobody decided.
+
+Flags of etcd that have nothing to act on here are in INERT (accepted with a warning) or REFUSED
+(would promise what is not kept: TLS, no fsync): a flag of etcd's is never "unknown".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvnode.base import limits, ports
+from kvnode.base.errors import ConfigError
+
+Parser = Callable[[object], Any]
+
+
+# --- types: each takes text or a value of the config file, and raises ValueError ------------------
+
+
+def parse_text(value: object) -> str:
+    """Text; a number of the file is taken as it is written."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError("must be text")
+    return str(value)
+
+
+def parse_count(value: object) -> int:
+    """An integer."""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise ValueError("must be an integer")
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError("must be an integer") from None
+
+
+def parse_flag(value: object) -> bool:
+    """true or false, as Go's flags: also 1, t, 0, f."""
+    if isinstance(value, bool):
+        return value
+    text = str(value).lower()
+    if text in ("1", "t", "true"):
+        return True
+    if text in ("0", "f", "false"):
+        return False
+    raise ValueError("must be true or false")
+
+
+def parse_size(value: object) -> int:
+    """Bytes, or with a unit: 64MiB, 2GiB (K, M, G are powers of 1024)."""
+    match = re.fullmatch(r"(-?\d+)\s*(?:([KMG])(?:i?B)?)?", str(value), re.IGNORECASE)
+    if isinstance(value, bool) or not match:
+        raise ValueError("must be a number of bytes, or one with a unit such as 64MiB")
+    shift = {"": 0, "K": 10, "M": 20, "G": 30}[(match[2] or "").upper()]
+    return int(match[1]) << shift
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration(value: object) -> float:
+    """Seconds from Go's form (1h30m, 300ms, 0); an integer of the file is nanoseconds, as etcd's.
+
+    Float seconds are given back exactly by `10m`, `0.5s` and the like.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value / 1e9
+    text = str(value)
+    if text == "0":
+        return 0.0
+    parts = _DURATION.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ValueError("must be a duration with a unit, such as 300ms, 10m or 1h30m")
+    return float(sum(float(number) * _SECONDS[unit] for number, unit in parts))
+
+
+def parse_list(value: object) -> tuple[str, ...]:
+    """Values separated by commas, or a list of the file."""
+    items = value if isinstance(value, (list, tuple)) else str(value).split(",")
+    return tuple(str(item).strip() for item in items if str(item).strip())
+
+
+# --- checks: raise ValueError ---------------------------------------------------------------------
+
+
+def _one_of(*words: str) -> Callable[[Any], None]:
+    def check(value: str) -> None:
+        if value not in words:
+            raise ValueError(f"must be {', '.join(words[:-1])} or {words[-1]}")
+
+    return check
+
+
+def _between(low: float, high: float = float("inf")) -> Callable[[Any], None]:
+    def check(value: float) -> None:
+        if not low <= value <= high:
+            bound = f"from {low:g} to {high:g}" if high != float("inf") else f"at least {low:g}"
+            raise ValueError(f"must be {bound}")
+
+    return check
+
+
+def _urls(*schemes: str) -> Callable[[Any], None]:
+    def check(value: tuple[str, ...]) -> None:
+        for url in value:
+            if url.startswith("https://") and "https" not in schemes:
+                raise ValueError(
+                    f'has "{url}", but this version has no TLS: use http:// on a network you '
+                    f"trust, or put a TLS proxy in front"
+                )
+            ports.parse_url(url, schemes)
+
+    return check
+
+
+def _name(value: str) -> None:
+    if not value or not re.fullmatch(r"[^\s,=/]+", value):
+        raise ValueError("must be a word without spaces, commas, = and /")
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known of an option beside its name and default."""
+
+    parse: Parser
+    help: str
+    group: str
+    unit: str = ""
+    etcd: bool = True
+    acts: bool = True
+    """False: kept and checked, but nothing acts on it yet; setting it gives a warning."""
+    check: Callable[[Any], None] | None = None
+
+
+def _option(default: Any, parse: Parser, help: str, group: str, **more: Any) -> Any:
+    return field(default=default, metadata={"option": Option(parse, help, group, **more)})
+
+
+MEMBER, CLUSTER, STORAGE, LOGGING, ZMQ = "Member", "Clustering", "Storage", "Logging", "kvnode"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One node's configuration. Durations are seconds, sizes bytes, unless the unit says more."""
+
+    # fmt: off
+    name: str = _option("default", parse_text, "This member's name.", MEMBER, check=_name)
+    data_dir: str = _option("", parse_text, "Data directory (default: NAME.kvnode).", MEMBER)
+    listen_client_urls: tuple[str, ...] = _option(
+        (f"http://localhost:{ports.CLIENT_PORT}",), parse_list,
+        "URLs to serve etcd's API on (not served yet; the native listener goes by it).",
+        MEMBER, check=_urls("http"))
+    advertise_client_urls: tuple[str, ...] = _option(
+        (), parse_list, "Client URLs told to others (default: --listen-client-urls).", MEMBER,
+        acts=False, check=_urls("http", "https"))
+    listen_peer_urls: tuple[str, ...] = _option(
+        (f"http://localhost:{ports.PEER_PORT}",), parse_list, "URLs to serve other members on.",
+        MEMBER, acts=False, check=_urls("http"))
+    listen_metrics_urls: tuple[str, ...] = _option(
+        (), parse_list, "Further URLs for /metrics and /health.", MEMBER, acts=False,
+        check=_urls("http"))
+    heartbeat_interval: int = _option(
+        100, parse_count, "Time between heartbeats of the leader.", MEMBER, unit="ms",
+        check=_between(1, 10_000))
+    election_timeout: int = _option(
+        1000, parse_count, "Time without a leader after which a member stands for election.",
+        MEMBER, unit="ms", check=_between(10, 50_000))
+    max_txn_ops: int = _option(
+        limits.TXN_OPS_DEFAULT, parse_count, "Most operations in a transaction.", MEMBER,
+        check=_between(1, 1_000_000))
+    max_request_bytes: int = _option(
+        limits.REQUEST_BYTES_DEFAULT, parse_size, "Largest request.", MEMBER, unit="bytes",
+        check=_between(1024, limits.REQUEST_BYTES_CEILING))
+
+    initial_advertise_peer_urls: tuple[str, ...] = _option(
+        (f"http://localhost:{ports.PEER_PORT}",), parse_list,
+        "This member's peer URLs told to the cluster; its id comes from them.", CLUSTER,
+        check=_urls("http"))
+    initial_cluster: str = _option(
+        "", parse_text, "NAME=PEER-URL,... of a new cluster (default: this member alone).",
+        CLUSTER)
+    initial_cluster_state: str = _option(
+        "new", parse_text, "new or existing.", CLUSTER, acts=False,
+        check=_one_of("new", "existing"))
+    initial_cluster_token: str = _option(
+        "etcd-cluster", parse_text, "Keeps clusters of equal addresses apart.", CLUSTER)
+    pre_vote: bool = _option(
+        True, parse_flag, "Ask for votes before raising the term.", CLUSTER, acts=False)
+    strict_reconfig_check: bool = _option(
+        True, parse_flag, "Refuse changes of members that would lose the quorum.", CLUSTER,
+        acts=False)
+    auto_compaction_mode: str = _option(
+        "periodic", parse_text, "periodic or revision.", CLUSTER, acts=False,
+        check=_one_of("periodic", "revision"))
+    auto_compaction_retention: str = _option(
+        "0", parse_text, "History kept by automatic compaction: a duration (a bare number is "
+        "hours) or a count of revisions; 0 = off.", CLUSTER, acts=False)
+
+    quota_backend_bytes: int = _option(
+        limits.QUOTA_BYTES_DEFAULT, parse_size, "Live data above which writes are refused "
+        "(0: 2 GiB).", STORAGE, unit="bytes", check=_between(0))
+    snapshot_count: int = _option(
+        10_000, parse_count, "etcd's log length; kvnode cuts its log by checkpoints.", STORAGE,
+        acts=False, check=_between(1))
+    wal_segment_bytes: int = _option(
+        limits.SEGMENT_BYTES_DEFAULT, parse_size, "Size of one file of the log.", STORAGE,
+        unit="bytes", etcd=False, check=_between(64 << 10, 1 << 30))
+    checkpoint_interval: float = _option(
+        limits.CHECKPOINT_SECONDS, parse_duration, "Longest time between checkpoints of the map.",
+        STORAGE, unit="s", etcd=False, check=_between(0.01, 60))
+    checkpoint_dirty_bytes: int = _option(
+        limits.CHECKPOINT_DIRTY_BYTES, parse_size, "Changed pages after which one is due.",
+        STORAGE, unit="bytes", etcd=False, check=_between(1 << 20, 4 << 30))
+    scrub_period: float = _option(
+        3600.0, parse_duration, "Time in which all stored data is read and checked once "
+        "(0 = never).", STORAGE, unit="s", etcd=False, check=_between(0))
+
+    log_level: str = _option(
+        "info", parse_text, "debug, info, warn, error, panic or fatal.", LOGGING,
+        check=_one_of("debug", "info", "warn", "error", "panic", "fatal"))
+    log_format: str = _option(
+        "auto", parse_text, "json, console, or auto: console on a terminal.", LOGGING,
+        check=_one_of("auto", "json", "console"))
+    log_outputs: tuple[str, ...] = _option(
+        ("default",), parse_list, "Where logs go; this version writes to stderr.", LOGGING,
+        acts=False)
+
+    listen_zmq_urls: tuple[str, ...] = _option(
+        (), parse_list, "tcp://HOST:PORT of the native protocol (default: the first client URL's "
+        "host, its port + 3).", ZMQ, etcd=False, check=_urls("tcp"))
+    link: str = _option(
+        "unix", parse_text, "Between the processes of the node: unix sockets or zmq.", ZMQ,
+        etcd=False, check=_one_of("unix", "zmq"))
+    gateways: int = _option(
+        1, parse_count, "Gateway processes.", ZMQ, etcd=False, check=_between(1, 64))
+    session_window: int = _option(
+        limits.SESSION_WINDOW, parse_count, "Outcomes kept a session.", ZMQ, etcd=False,
+        check=_between(16, 1 << 20))
+    force_read_barrier: bool = _option(
+        False, parse_flag, "Ask consensus for each batch of reads, though one voter could tell "
+        "from shared memory.", ZMQ, etcd=False)
+    # fmt: on
+
+    listen_zmq_asked: bool = False
+    """Whether --listen-zmq-urls was set by someone: a busy port is an error then."""
+
+    @property
+    def log_json(self) -> bool:
+        """Whether this process logs JSON lines."""
+        if self.log_format == "auto":
+            return not sys.stderr.isatty()
+        return self.log_format == "json"
+
+    def cluster_members(self) -> dict[str, list[str]]:
+        """initial_cluster as name -> peer URLs; a name may stand several times."""
+        members: dict[str, list[str]] = {}
+        for part in parse_list(self.initial_cluster):
+            name, equals, url = part.partition("=")
+            if not equals or not name or not url:
+                raise ConfigError(f'--initial-cluster: "{part}" is not NAME=PEER-URL')
+            members.setdefault(name, []).append(url)
+        return members
+
+
+OPTIONS: dict[str, Option] = {
+    item.name.replace("_", "-"): item.metadata["option"]
+    for item in dataclasses.fields(Config)
+    if "option" in item.metadata
+}
+"""The table by flag name, in the order of the help."""
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+INERT: dict[str, type] = dict.fromkeys(
+    _words("""initial-election-tick-advance memory-mlock socket-reuse-port socket-reuse-address
+    enable-grpc-gateway enable-pprof enable-log-rotation enable-distributed-tracing
+    peer-skip-client-san-verification discovery-insecure-transport
+    discovery-insecure-skip-tls-verify"""),
+    bool,
+) | dict.fromkeys(
+    _words("""wal-dir max-snapshots max-wals backend-bbolt-freelist-type backend-batch-interval
+    backend-batch-limit max-concurrent-streams grpc-keepalive-min-time grpc-keepalive-interval
+    grpc-keepalive-timeout raft-read-timeout raft-write-timeout feature-gates v2-deprecation
+    self-signed-cert-validity cipher-suites cors host-whitelist tls-min-version tls-max-version
+    auth-token bcrypt-cost auth-token-ttl metrics logger log-rotation-config-json
+    warning-unary-request-duration warning-apply-duration distributed-tracing-address
+    distributed-tracing-service-name distributed-tracing-instance-id
+    distributed-tracing-sampling-rate corrupt-check-time compact-hash-check-time
+    compaction-batch-limit compaction-sleep-interval watch-progress-notify-interval
+    bootstrap-defrag-threshold-megabytes max-learners downgrade-check-time
+    snapshot-catchup-entries"""),
+    str,
+)
+"""etcd's flags that are accepted and do nothing, with whether they take a value."""
+
+_TLS = "this version has no TLS"
+_NOT_YET = "this version runs one member that is named by its own flags"
+REFUSED: Mapping[str, tuple[type, str]] = (
+    dict.fromkeys(["client-cert-auth", "auto-tls", "peer-client-cert-auth", "peer-auto-tls"],
+                  (bool, _TLS))
+    | dict.fromkeys(
+        _words("""cert-file key-file client-cert-file client-key-file client-crl-file
+        client-cert-allowed-hostname trusted-ca-file peer-cert-file peer-key-file
+        peer-client-cert-file peer-client-key-file peer-trusted-ca-file peer-cert-allowed-cn
+        peer-cert-allowed-hostname peer-crl-file"""), (str, _TLS))
+    | dict.fromkeys(
+        _words("""discovery discovery-token discovery-endpoints discovery-dial-timeout
+        discovery-request-timeout discovery-keepalive-time discovery-keepalive-timeout
+        discovery-cert discovery-key discovery-cacert discovery-user discovery-password
+        discovery-fallback discovery-proxy discovery-srv discovery-srv-name
+        listen-client-http-urls"""), (str, _NOT_YET))
+    | {
+        "unsafe-no-fsync": (bool, "kvnode never acknowledges what is not synced"),
+        "force-new-cluster": (bool, _NOT_YET),
+    }
+)  # fmt: skip
+"""etcd's flags that would promise what is not kept, with the reason."""
+
+
+def parse_option(name: str, value: object) -> Any:
+    """A value in its option's type, checked; ConfigError names the flag and what to write."""
+    option = OPTIONS[name]
+    try:
+        parsed = option.parse(value)
+        if option.check is not None:
+            option.check(parsed)
+    except (ValueError, ConfigError) as error:
+        shown = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        raise ConfigError(f'--{name} "{shown}": {error}') from None
+    return parsed
+
+
+def complete(values: Mapping[str, Any]) -> Config:
+    """A Config of parsed values by flag name, with derived defaults; checked across options."""
+    fields = {name.replace("-", "_"): value for name, value in values.items()}
+    config = Config(**fields)
+    derived: dict[str, Any] = {"listen_zmq_asked": bool(config.listen_zmq_urls)}
+    if not config.data_dir:
+        derived["data_dir"] = f"{config.name}.kvnode"
+    if not config.listen_client_urls:
+        raise ConfigError("--listen-client-urls must have at least one URL")
+    if not config.advertise_client_urls:
+        derived["advertise_client_urls"] = config.listen_client_urls
+    if not config.listen_zmq_urls:
+        derived["listen_zmq_urls"] = (ports.default_zmq_url(config.listen_client_urls[0]),)
+    else:
+        derived["listen_zmq_urls"] = tuple(
+            ports.zmq_endpoint(ports.parse_url(url, ("tcp",))) for url in config.listen_zmq_urls
+        )
+    if not config.initial_cluster:
+        derived["initial_cluster"] = ",".join(
+            f"{config.name}={url}" for url in config.initial_advertise_peer_urls
+        )
+    if not config.quota_backend_bytes:
+        derived["quota_backend_bytes"] = limits.QUOTA_BYTES_DEFAULT
+    config = dataclasses.replace(config, **derived)
+    _check_together(config)
+    return config
+
+
+def _check_together(config: Config) -> None:
+    if config.election_timeout < 5 * config.heartbeat_interval:
+        raise ConfigError(
+            f"--election-timeout {config.election_timeout} (ms) must be at least 5 times "
+            f"--heartbeat-interval {config.heartbeat_interval}"
+        )
+    members = config.cluster_members()
+    if config.name not in members:
+        raise ConfigError(
+            f'--initial-cluster has no member named "{config.name}": add '
+            f"{config.name}=PEER-URL, or correct --name"
+        )
+    if len(members) > 1:
+        raise ConfigError(
+            f"--initial-cluster names {len(members)} members, and this version runs clusters of "
+            f"one: leave the flag out, or name {config.name} alone"
+        )
+    for urls in members.values():
+        for url in urls:
+            ports.parse_url(url, ("http",))
+    retention = config.auto_compaction_retention
+    if not retention.isdigit():
+        try:
+            if config.auto_compaction_mode == "revision":
+                raise ValueError("must be a count of revisions in mode revision")
+            parse_duration(retention)
+        except ValueError as error:
+            raise ConfigError(f'--auto-compaction-retention "{retention}": {error}') from None
+
+
+def config_to_json(config: Config) -> dict[str, Any]:
+    """The Config as a value of JSON."""
+    return dataclasses.asdict(config)
+
+
+def config_from_json(raw: Mapping[str, Any] | str) -> Config:
+    """The Config of what `config_to_json` gave, as a value or as text."""
+    values: dict[str, Any] = json.loads(raw) if isinstance(raw, str) else dict(raw)
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    try:
+        return Config(**values)
+    except TypeError as error:
+        raise ConfigError(f"configuration of another version: {error}") from None
