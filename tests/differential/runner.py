@@ -55,7 +55,7 @@ Start = Callable[[], AbstractContextManager[Target]]
 
 
 class EtcdTarget:
-    """Real etcd over gRPC. Bytes go through untouched, so only our schema can be wrong, not both."""
+    """Real etcd over gRPC; the bytes of requests and responses go through untouched."""
 
     def __init__(self, endpoint: str) -> None:
         import grpc

@@ -22,8 +22,8 @@ QUOTA_BYTES = 16 << 30
 
 def find(name: str, build: bool = True) -> Path | None:
     """The program `name` (etcd, etcdctl, benchmark, feeder), built if need be; None without Go."""
-    places = [os.environ.get("KVNODE_PEERS"), Path.home() / ".cache" / "kvnode-peers", PEERS / "bin"]
-    for place in filter(None, places):
+    cache = Path.home() / ".cache" / "kvnode-peers"
+    for place in filter(None, (os.environ.get("KVNODE_PEERS"), cache, PEERS / "bin")):
         path = Path(place) / name
         newest = max(p.stat().st_mtime for p in [PEERS / "go.mod", *(PEERS / name).glob("*.go")])
         own = Path(place) == PEERS / "bin"
@@ -43,7 +43,7 @@ def find(name: str, build: bool = True) -> Path | None:
 
 def why_missing() -> str:
     """What to say when `find` gave None."""
-    return f"real etcd {VERSION} is not here: set KVNODE_PEERS, or install Go so that it can be built"
+    return f"real etcd {VERSION} is not here: set KVNODE_PEERS, or install Go to have it built"
 
 
 def _is_ready(line: str) -> bool:

@@ -158,7 +158,7 @@ class Server:
         return memory(self.pids())
 
     def stop(self) -> float:
-        """SIGTERM, then waits for the end; the seconds it took. SIGKILL and an error if too long."""
+        """SIGTERM, then waits for the end; the seconds it took. Too long: SIGKILL and an error."""
         if self._process is None:
             return 0.0
         begun = time.monotonic()
