@@ -43,7 +43,10 @@ from kvnode._core.envelope cimport (
     env_set_groups, res_next, res_next_group, res_results,
 )
 from kvnode._core.etcdpb cimport RangeReq, RespHeader, check_range, check_request, decode_range
-from kvnode._core.ranges cimport RangeReader, reader_serve
+from kvnode._core.ranges cimport (
+    RANGE_MORE, RangeReader, RangeState, range_free, range_init, range_step, reader_serve,
+)
+from kvnode._core.records cimport REC_NONE, REC_OK
 from kvnode._core.sharedword cimport WORD_COMMIT, SharedWords
 
 from kvnode.base.errors import DecodeError
@@ -70,6 +73,8 @@ cdef enum:
     NO_CONN = 0xffffffff
     ZERO_COPY_BYTES = 16384
     OUT_KEEP_BYTES = 65536
+    SLICE_WORK = 10000           # units of 100 ns: a slice of a long read lasts about 1 ms
+    SLICE_BYTES = 262144
 
 cdef struct zmq_msg:
     uint64_t opaque[8]
@@ -136,6 +141,15 @@ cdef struct ReadItem:
     size_t at
     size_t n
 
+# A Range that did not end within its first slice: it goes on, one slice a turn, each in a newer
+# snapshot at the same revision.
+cdef struct LongRead:
+    Ref ref
+    RangeReq req
+    RangeState state
+    kv_buf body            # what req's slices point into
+    kv_buf out
+
 cdef struct ReadSet:
     kv_buf bodies
     size_t n
@@ -197,6 +211,7 @@ cdef class Front:
         ReadSet waiting
         ReadSet gathering
         ReadSet serial
+        vector[LongRead *] longs
         uint64_t member
         uint64_t incarnation
         uint64_t own_session
@@ -256,6 +271,8 @@ cdef class Front:
         kv_buf_free(&self.batch)
         kv_buf_free(&self.own_body)
         kv_arena_free(&self.arena)
+        for i in range(self.longs.size()):
+            self.free_long(self.longs[i])
         kv_buf_free(&self.waiting.bodies)
         kv_buf_free(&self.gathering.bodies)
         kv_buf_free(&self.serial.bodies)
@@ -942,7 +959,8 @@ cdef class Front:
         cdef size_t i, at, body_at
         cdef ReadItem *item
         cdef Conn *c
-        cdef uint8_t *d
+        cdef const uint8_t *p
+        cdef RangeReq req
         cdef int code
         for i in range(s.n):
             item = &s.items[i]
@@ -951,25 +969,118 @@ cdef class Front:
             c = self.conns[item.ref.conn]
             if not c.used or c.generation != item.ref.generation:
                 continue
-            self.open_answers(c, item.ref.conn)
-            at = c.out.n
-            d = kv_buf_grow(&c.out, ANSWER_BYTES)
-            if d == NULL:
-                raise MemoryError
+            p = s.bodies.p + item.at
+            if decode_range(p, item.n, &req) == CODE_OK and req.range_end.n:
+                self.begin_long(reader, item, p)
+                continue
+            at = self.open_answer(c, &item.ref)
             body_at = c.out.n
-            code = reader_serve(reader, KIND_RANGE, s.bodies.p + item.at, item.n, &self.head,
-                                &c.out)
-            if code:
-                c.out.n = body_at
-            d = c.out.p + at
-            kv_store_u32(d, item.ref.id)
-            kv_store_u32(d + 4, <uint32_t> (c.out.n - body_at))
-            d[8] = <uint8_t> code
-            d[9] = 0
-            kv_store_u16(d + 10, 0)
-            kv_store_u32(d + 12, 0)
-            c.answers += 1
-            c.inflight -= item.ref.size
+            code = reader_serve(reader, KIND_RANGE, p, item.n, &self.head, &c.out)
+            self.close_answer(c, &item.ref, at, body_at, code)
         s.n = 0
         kv_buf_trim(&s.bodies, 1 << 20)
         return 0
+
+    cdef size_t open_answer(self, Conn *c, Ref *ref) except? 0:
+        """Room for an answer's header; its body is appended to c.out next."""
+        cdef size_t at
+        self.open_answers(c, ref.conn)
+        at = c.out.n
+        if kv_buf_grow(&c.out, ANSWER_BYTES) == NULL:
+            raise MemoryError
+        return at
+
+    cdef void close_answer(self, Conn *c, Ref *ref, size_t at, size_t body_at,
+                           int code) noexcept nogil:
+        cdef uint8_t *d
+        if code:
+            c.out.n = body_at
+        d = c.out.p + at
+        kv_store_u32(d, ref.id)
+        kv_store_u32(d + 4, <uint32_t> (c.out.n - body_at))
+        d[8] = <uint8_t> code
+        d[9] = 0
+        kv_store_u16(d + 10, 0)
+        kv_store_u32(d + 12, 0)
+        c.answers += 1
+        c.inflight -= ref.size
+
+    # --- long reads -----------------------------------------------------------------------------
+
+    cdef int begin_long(self, RangeReader reader, ReadItem *item, const uint8_t *p) except -1:
+        """A Range over several keys: its first slice now, the others one a turn."""
+        cdef LongRead *r = <LongRead *> calloc(1, sizeof(LongRead))
+        cdef int code
+        if r == NULL:
+            raise MemoryError
+        r.ref = item.ref
+        kv_put_bytes(&r.body, p, item.n)
+        if r.body.err:
+            free(r)
+            raise MemoryError
+        decode_range(r.body.p, r.body.n, &r.req)
+        self.head.revision = <int64_t> reader.heads.revision
+        code = range_init(&r.state, &r.req, <int64_t> reader.heads.revision,
+                          <int64_t> reader.heads.compacted, &self.head, &r.out)
+        if code != REC_OK:
+            self.end_long(r, code)
+            return 0
+        if not self.step_one(reader, r):
+            self.longs.push_back(r)
+        return 0
+
+    cdef bint step_one(self, RangeReader reader, LongRead *r) except? True:
+        """One slice; True when the read is answered (and freed)."""
+        cdef int code = range_step(&r.state, &reader.store.ops, reader.txn,
+                                   <int64_t> reader.heads.freed, SLICE_WORK, SLICE_BYTES, &r.out)
+        if code == RANGE_MORE:
+            return False
+        if code == REC_OK:
+            self.end_long(r, CODE_OK)
+        elif code == REC_NONE:
+            self.end_long(r, CODE_COMPACTED)
+        else:
+            self.end_long(r, CODE_CORRUPT)
+        return True
+
+    cdef int end_long(self, LongRead *r, int code) except -1:
+        self.answer_ref(&r.ref, code, STATE_EXECUTED, r.out.p if code == CODE_OK else NULL,
+                        r.out.n if code == CODE_OK else 0)
+        self.free_long(r)
+        return 0
+
+    cdef void free_long(self, LongRead *r) noexcept nogil:
+        range_free(&r.state)
+        kv_buf_free(&r.body)
+        kv_buf_free(&r.out)
+        free(r)
+
+    def step_long(self, RangeReader reader) -> bool:
+        """One slice of every long read on the reader's snapshot; True while some are left."""
+        cdef vector[LongRead *] todo
+        cdef size_t i
+        cdef LongRead *r
+        cdef Conn *c
+        todo.swap(self.longs)
+        for i in range(todo.size()):
+            r = todo[i]
+            c = self.conns[r.ref.conn]
+            if not c.used or c.generation != r.ref.generation:
+                self.free_long(r)
+            elif not self.step_one(reader, r):
+                self.longs.push_back(r)
+        return self.longs.size() > 0
+
+    def lowest_reading(self) -> int:
+        """The lowest revision that a long read reads at, 0 when there is none."""
+        cdef size_t i
+        cdef int64_t lowest = 0
+        for i in range(self.longs.size()):
+            if lowest == 0 or self.longs[i].state.revision < lowest:
+                lowest = self.longs[i].state.revision
+        return lowest
+
+    @property
+    def long_reads(self) -> int:
+        """Long reads under way."""
+        return self.longs.size()

@@ -24,3 +24,5 @@ CHECKPOINT_DIRTY_BYTES = 64 * MIB
 SEGMENT_BYTES_DEFAULT = 64 * MIB            # --wal-segment-bytes
 SLICE_RANGE_BYTES = 256 * KIB
 SLICE_FREE_SECONDS = 0.002
+GATHER_BYTES = MIB                          # consensus: proposals above do not wait for a sync
+QUOTA_CLEAR_PART = 0.9                      # NOSPACE ends below this part of the quota

@@ -258,6 +258,8 @@ class Gateway:
                 self.reader.refresh()
                 front.serve_serializable(self.reader)
             self.advance_reads()
+            if front.long_reads:
+                self.step_long()
         if front.flush():
             self.loop.call_later(0.001, self.pump)
 
@@ -300,6 +302,15 @@ class Gateway:
                 return
             front.set_term(self.words.get(TERM))
             front.serve_waiting(self.reader)
+
+    def step_long(self) -> None:
+        """One slice of every long read, in a new snapshot; says which revisions are needed."""
+        assert self.reader is not None
+        self.reader.refresh()
+        more = self.front.step_long(self.reader)
+        self.words.set(READING + self.start.number, self.front.lowest_reading())
+        if more:
+            self.loop.call_soon(self.pump)
 
     def _ask_barrier(self) -> bool:
         self.barrier_id += 1

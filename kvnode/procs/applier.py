@@ -1,0 +1,241 @@
+"""The applier: the state machine's process, and the map's only writer.
+
+Role: takes committed entries from consensus, applies several in one LMDB transaction, sends the
+results to the gateways that asked, and keeps the map recoverable by checkpoints. Freed records,
+the scrubber and defragmentation are done between batches.
+Started by: the supervisor. Owns: the write side of `member/state`.
+
+Entries come ahead of their commit (ENTRIES) and wait decoded in `held`; BORDER(index, term) lets
+them be applied.
+
+Invariants:
+  1. Held entries have no gap; one with an index already held replaces it and all behind it.
+  2. Nothing above the border is applied, and the border's entry has the border's term.
+  3. A new consensus voids everything held; it sends again from applied + 1.
+  4. After an error of the store nothing more is applied: the process ends, the supervisor starts
+     it again, and the log repeats what was not committed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+
+from kvnode._core.sharedword import APPLIED, GENERATION, LIFE, READING, SharedWords
+from kvnode.base.codes import Code
+from kvnode.base.errors import CorruptionError, DiskError
+from kvnode.base.limits import MIB, SLICE_FREE_SECONDS
+from kvnode.env.clock import monotonic_us, random_u64
+from kvnode.env.link import GONE, KINDS, Endpoint, Peer
+from kvnode.env.store import Opened, open_for_write
+from kvnode.procs.loop import Loop
+from kvnode.procs.process import EXIT_FATAL, Start, begin
+from kvnode.state.machine import StateMachine
+from kvnode.wire.frames import ONE, PAIR, QUAD, Frame, Hello, Role, decode_entries, decode_hello
+
+log = logging.getLogger("applier")
+
+APPLY_BYTES_MAX = 8 * MIB
+RECONNECT_SECONDS = 0.003
+Entry = tuple[int, int, int, memoryview]
+
+
+class Applier:
+    """One applier process."""
+
+    def __init__(self, start: Start, loop: Loop, opened: Opened) -> None:
+        self.start = start
+        self.loop = loop
+        self.opened = opened
+        self.incarnation = random_u64()
+        self.words = SharedWords(start.layout.words)
+        self.machine = StateMachine(opened.store, start.member, start.cluster)
+        self.machine.set_limits(start.config.max_txn_ops)
+        self.held: list[Entry] = []
+        self.border = 0
+        self.border_term = 0
+        self.gateways: dict[int, Peer] = {}
+        self.stopping = False
+        self.server: Endpoint = KINDS[start.config.link].listen(start.layout.applier_socket)
+        loop.add_source(self.server, self.on_server)
+        self.consensus: Endpoint | None = None
+        self.consensus_peer: Peer | None = None
+        self.told_applied = 0
+        self._publish()
+        loop.at_end(self.turn)
+        loop.on_idle(self.idle)
+
+    # --- consensus ------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """Connects to consensus and says how far this map is, or tries again soon."""
+        made = KINDS[self.start.config.link].connect(self.start.layout.consensus_socket)
+        if made is None:
+            self.loop.after(RECONNECT_SECONDS, self.connect)
+            return
+        self.consensus, self.consensus_peer = made
+        self.held.clear()
+        self.border = self.border_term = 0
+        hello = Hello(
+            Role.APPLIER, os.getpid(), self.incarnation,
+            self.machine.applied_index, self.machine.applied_term,
+        )
+        self.consensus.send(self.consensus_peer, Frame.HELLO, hello.encode())
+        self.loop.add_source(self.consensus, self.on_consensus)
+
+    def on_consensus(self) -> None:
+        """ENTRIES and BORDER; a consensus that is gone is waited for."""
+        endpoint = self.consensus
+        if endpoint is None:
+            return
+        for message in endpoint.receive():
+            if message.kind == GONE:
+                self.loop.remove(endpoint.fileno())
+                endpoint.close()
+                self.consensus = self.consensus_peer = None
+                self.connect()
+                return
+            if message.kind == Frame.ENTRIES:
+                self.hold(decode_entries(message.payload))
+            elif message.kind == Frame.BORDER:
+                self.border, self.border_term = PAIR.unpack(message.payload)
+
+    def hold(self, entries: list[Entry]) -> None:
+        """Keeps entries until the border passes them."""
+        held = self.held
+        first = entries[0][0]
+        expected = held[-1][0] + 1 if held else self.machine.applied_index + 1
+        if first < expected:
+            applied = self.machine.applied_index
+            assert first > applied, f"entry {first} replaces applied {applied}"
+            del held[first - applied - 1 :]
+        else:
+            assert first == expected, f"entry {first} leaves a gap behind {expected - 1}"
+        held.extend(entries)
+
+    # --- applying -------------------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """The end of a turn: applies what the border allows, within a bound of bytes."""
+        self.words.set(LIFE, monotonic_us())
+        self.opened.checkpointer.poll()
+        if self.border <= self.machine.applied_index or not self.held:
+            return
+        if self.opened.checkpointer.must_wait():
+            self.loop.after(0.002, lambda: None)
+            return
+        count = size = 0
+        for index, _, _, data in self.held:
+            if index > self.border or (count and size + len(data) > APPLY_BYTES_MAX):
+                break
+            count += 1
+            size += len(data)
+        batch = self.held[:count]
+        del self.held[:count]
+        last = batch[-1]
+        assert last[0] < self.border or last[1] == self.border_term, "the border has another term"
+        results = self.machine.apply(batch)
+        self.opened.checkpointer.committed(self.machine.applied_index, size)
+        self._publish()
+        for incarnation, data in results:
+            peer = self.gateways.get(incarnation)
+            if peer is not None:
+                self.server.send(peer, Frame.RESULTS, data)
+        self._tell_head()
+        self._tell_applied()
+        if self.held and self.held[0][0] <= self.border:
+            self.loop.after(0, lambda: None)
+
+    def _publish(self) -> None:
+        self.words.set(APPLIED, self.machine.applied_index)
+        self.words.set(GENERATION, self.opened.generation)
+
+    def _head(self) -> bytes:
+        machine = self.machine
+        return QUAD.pack(
+            machine.applied_index, machine.revision, machine.compact_revision,
+            self.opened.generation,
+        )
+
+    def _tell_head(self) -> None:
+        head = self._head()
+        for peer in self.gateways.values():
+            self.server.send(peer, Frame.HEAD, head)
+
+    def _tell_applied(self) -> None:
+        if self.consensus is None or self.consensus_peer is None:
+            return
+        machine = self.machine
+        self.consensus.send(
+            self.consensus_peer,
+            Frame.APPLIED,
+            QUAD.pack(
+                machine.applied_index, machine.used_bytes(),
+                self.opened.checkpointer.index, machine.state_hash,
+            ),
+        )
+
+    # --- gateways -------------------------------------------------------------------------------
+
+    def on_server(self) -> None:
+        """Gateways come, go, and ask for defragmentation."""
+        for message in self.server.receive():
+            if message.kind == GONE:
+                self.gateways = {i: p for i, p in self.gateways.items() if p is not message.peer}
+            elif message.kind == Frame.HELLO:
+                hello = decode_hello(message.payload)
+                self.gateways[hello.incarnation] = message.peer
+                self.server.send(message.peer, Frame.HEAD, self._head())
+            elif message.kind == Frame.DEFRAG:
+                (number,) = ONE.unpack(message.payload)
+                self.on_defrag(message.peer, number)
+
+    def on_defrag(self, peer: Peer, number: int) -> None:
+        """Builds a compact generation beside the one in use."""
+        self.server.send(
+            peer, Frame.DEFRAGGED, ONE.pack(number),
+            int(Code.UNAVAILABLE).to_bytes(4, "little"), b"defragmentation is not built yet",
+        )
+
+    # --- between batches ------------------------------------------------------------------------
+
+    def idle(self) -> bool:
+        """Work for a turn without messages; True while there is more."""
+        lowest = 0
+        for number in range(self.start.config.gateways):
+            reading = self.words.get(READING + number)
+            if reading and (not lowest or reading < lowest):
+                lowest = reading
+        more = self.machine.free_slice(SLICE_FREE_SECONDS, lowest)
+        return more
+
+    def stop(self) -> None:
+        """Ends with a checkpoint and the clean mark."""
+        self.opened.close_clean(self.machine.applied_index)
+        self.loop.stop()
+
+
+def main() -> None:
+    """Entry of the process."""
+    start = begin("applier")
+    loop = Loop()
+    try:
+        opened = open_for_write(
+            start.layout.state,
+            mode="process_restart" if start.restart else "node_start",
+            quota_bytes=start.config.quota_backend_bytes,
+        )
+        applier = Applier(start, loop, opened)
+    except (CorruptionError, DiskError) as error:
+        log.error(str(error))
+        sys.exit(EXIT_FATAL)
+    loop.on_signal(applier.stop, signal.SIGTERM)
+    applier.connect()
+    start.ready()
+    loop.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,376 @@
+"""Consensus: the log and Raft's Ready loop, as one process.
+
+Role: proposals of one turn become one log entry; entries are written and synced by the log's
+thread while the applier already decodes them; what is committed is told to the applier as a
+border. One voter is a configuration like any other here.
+Started by: the supervisor. Owns: `member/wal`.
+
+Life of a proposal: `on_server` gathers it, `turn` merges what came and proposes one entry, `pump`
+takes the Ready: entries to the log (`submit`) and to the applier (ENTRIES); `on_log` hears that
+they are durable, the node commits, `pump` stores the shared word and sends BORDER.
+
+Invariants:
+  1. The log is opened after the applier said how far it is: what is applied was durable.
+  2. The shared word's commit index is stored before that index leaves for anyone.
+  3. The applier gets entries in order without a gap; the border never passes what it was sent.
+  4. While a sync is in flight, small proposals gather for the next entry (group commit); large
+     ones do not wait.
+  5. A failed log ends the process; nothing is acknowledged after it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import sys
+
+from kvnode._core.envelope import merge
+from kvnode._core.sharedword import COMMIT, SOLE, TERM, SharedWords
+from kvnode.base.codes import Code
+from kvnode.base.errors import CallerError, CorruptionError, DiskError
+from kvnode.base.ids import Index, MemberID, Term
+from kvnode.base.limits import GATHER_BYTES, MIB
+from kvnode.env.clock import random_u64
+from kvnode.env.disk import RealDisk
+from kvnode.env.link import GONE, KINDS, Endpoint, Peer
+from kvnode.procs.alarms import SpaceWatch
+from kvnode.procs.loop import Loop
+from kvnode.procs.process import EXIT_FATAL, Start, begin
+from kvnode.raft import (
+    Configuration,
+    Entry,
+    HardState,
+    Node,
+    NodeConfig,
+    OverloadedError,
+    Ready,
+    Role as RaftRole,
+    decode_configuration,
+    encode_configuration,
+)
+from kvnode.wal.disk import LogFailedError, NoSpaceError
+from kvnode.wal.log import Log
+from kvnode.wal.state import LogState
+from kvnode.wire.frames import (
+    ONE,
+    PAIR,
+    QUAD,
+    Frame,
+    Hello,
+    Role,
+    decode_hello,
+    encode_entries,
+)
+
+log = logging.getLogger("consensus")
+
+SEND_BYTES = 4 * MIB
+BACKLOG_BYTES = 32 * MIB
+ROOM_SLACK_BYTES = 64 * 1024
+
+
+class LogReader:
+    """The durable log as Raft reads it (`raft.LogStorage`)."""
+
+    def __init__(self, wal: Log) -> None:
+        self._wal = wal
+
+    @property
+    def first_index(self) -> Index:
+        return Index(self._wal.first_index)
+
+    @property
+    def last_index(self) -> Index:
+        return Index(self._wal.last_index)
+
+    def term(self, index: Index) -> Term:
+        term = self._wal.term(index)
+        assert term is not None, f"term of {index} is not in the log"
+        return Term(term)
+
+    def entries(self, lo: Index, hi: Index, max_bytes: int) -> list[Entry]:
+        return [Entry(*e) for e in self._wal.entries(lo, hi, max_bytes)]  # type: ignore[arg-type]
+
+
+class Consensus:
+    """One consensus process."""
+
+    def __init__(self, start: Start, loop: Loop) -> None:
+        self.start = start
+        self.loop = loop
+        self.words = SharedWords(start.layout.words)
+        self.server: Endpoint = KINDS[start.config.link].listen(start.layout.consensus_socket)
+        loop.add_source(self.server, self.on_server)
+        self.applier: Peer | None = None
+        self.gateways: list[Peer] = []
+        self.proposals: list[tuple[Peer | None, bytes]] = []
+        self.gathered_bytes = 0
+        self.barriers: dict[int, tuple[Peer, int]] = {}
+        self.barrier_count = 0
+        self.wal: Log | None = None
+        self.node: Node | None = None
+        self.tickets: list[tuple[int, int]] = []
+        self.sent_index = 0
+        self.border = 0
+        self.committed = 0
+        self.space = SpaceWatch(start.config.quota_backend_bytes, start.member)
+        loop.at_end(self.turn)
+
+    # --- start ----------------------------------------------------------------------------------
+
+    def open(self, applied: int) -> None:
+        """Opens or makes the log, builds the node, and campaigns if it is the sole voter."""
+        start = self.start
+        disk = RealDisk()
+        path = start.layout.wal
+        segment_bytes = start.config.wal_segment_bytes
+        if Log.exists(disk, path):
+            wal = Log.open(
+                disk, path, known_durable_index=applied, cluster_id=start.cluster,
+                member_id=start.member, segment_bytes=segment_bytes,
+            )
+        else:
+            if applied:
+                raise CorruptionError(
+                    f"the map has applied {applied} entries but there is no log: restore the "
+                    "log, or start with an empty --data-dir", path,
+                )
+            configuration = Configuration(voters=(MemberID(start.member),))
+            wal = Log.create(
+                disk, path,
+                LogState(
+                    cluster_id=start.cluster, member_id=start.member,
+                    configuration=encode_configuration(configuration),
+                ),
+                segment_bytes=segment_bytes,
+            )
+        state = wal.state
+        self.wal = wal
+        self.node = Node(
+            NodeConfig(
+                id=MemberID(start.member),
+                random=random.Random(random_u64()),
+                storage=LogReader(wal),
+                configuration=decode_configuration(state.configuration),
+                configuration_index=Index(state.configuration_index),
+                hard_state=HardState(Term(state.term), MemberID(state.vote), Index(state.commit)),
+                snapshot_index=Index(state.snapshot_index),
+                snapshot_term=Term(state.snapshot_term),
+                applied=Index(applied),
+            )
+        )
+        self.committed = max(state.commit, applied)
+        self.loop.add(wal.fileno(), self.on_log)
+        self.loop.every(start.config.heartbeat_interval / 1000, self.on_tick)
+        self.node.campaign()
+        log.info(
+            "log opened",
+            extra={"fields": {"first": wal.first_index, "last": wal.last_index,
+                              "term": state.term, "applied": applied}},
+        )
+        start.ready()
+
+    # --- peers ----------------------------------------------------------------------------------
+
+    def on_server(self) -> None:
+        """Frames of gateways and of the applier."""
+        for message in self.server.receive():
+            kind, peer = message.kind, message.peer
+            if kind == Frame.PROPOSE:
+                self.proposals.append((peer, message.payload))
+                self.gathered_bytes += len(message.payload)
+            elif kind == Frame.APPLIED:
+                self.on_applied(*QUAD.unpack(message.payload))
+            elif kind == Frame.READ_BARRIER:
+                (number,) = ONE.unpack(message.payload)
+                self.barrier_count += 1
+                self.barriers[self.barrier_count] = (peer, number)
+                if self.node is not None:
+                    self.node.read_index(self.barrier_count)
+            elif kind == Frame.HELLO:
+                self.on_hello(peer, decode_hello(message.payload))
+            elif kind == GONE:
+                if peer is self.applier:
+                    self.applier = None
+                self.gateways = [g for g in self.gateways if g is not peer]
+                self.proposals = [p for p in self.proposals if p[0] is not peer]
+                self.gathered_bytes = sum(len(p[1]) for p in self.proposals)
+
+    def on_hello(self, peer: Peer, hello: Hello) -> None:
+        """A gateway or the applier; the applier is sent everything behind what it applied."""
+        own = Hello(Role.CONSENSUS, os.getpid(), 1)
+        self.server.send(peer, Frame.HELLO, own.encode())
+        if hello.role != Role.APPLIER:
+            self.gateways.append(peer)
+            return
+        self.applier = peer
+        if self.node is None:
+            self.open(hello.applied_index)
+            for number in self.barriers:
+                assert self.node is not None
+                self.node.read_index(number)
+        self.sent_index = self.border = hello.applied_index
+
+    def on_applied(self, applied: int, used: int, checkpoint: int, state_hash: int) -> None:
+        """The applier's progress: the log below its checkpoint is no longer needed."""
+        assert self.node is not None and self.wal is not None
+        self.node.on_applied(Index(applied))
+        if checkpoint > self.wal.first_index:
+            self.wal.cut(checkpoint)
+        made = self.space.on_used(used)
+        if made is not None:
+            self.proposals.append((None, made))
+
+    def on_tick(self) -> None:
+        assert self.node is not None
+        self.node.tick()
+
+    # --- the log --------------------------------------------------------------------------------
+
+    def on_log(self) -> None:
+        """Tickets of the log's thread are done: Readies up to there are durable."""
+        assert self.wal is not None and self.node is not None
+        done = self.wal.completed()
+        number = 0
+        while self.tickets and self.tickets[0][0] <= done:
+            number = self.tickets.pop(0)[1]
+        if number:
+            self.node.on_persisted(number)
+
+    def turn(self) -> None:
+        """The end of a turn: one entry of what gathered, then everything that is ready."""
+        node = self.node
+        if node is None:
+            return
+        if (
+            self.proposals
+            and node.role == RaftRole.LEADER
+            and (not self.tickets or self.gathered_bytes >= GATHER_BYTES)
+        ):
+            self.propose()
+        while (ready := node.ready()) is not None:
+            self.on_ready(ready)
+        self.feed_applier()
+
+    def propose(self) -> None:
+        """Merges the gathered proposals into one entry."""
+        node, wal = self.node, self.wal
+        assert node is not None and wal is not None
+        taken: list[bytes] = []
+        size = 0
+        for _, batch in self.proposals:
+            if taken and size + len(batch) > SEND_BYTES:
+                break
+            taken.append(batch)
+            size += len(batch)
+        if wal.room_bytes() < size + ROOM_SLACK_BYTES:
+            wal.retry_space()
+            if wal.space_error() is not None:
+                self.refuse(len(taken), Code.NO_SPACE)
+                return
+        try:
+            node.propose(taken[0] if len(taken) == 1 else merge(taken))
+        except OverloadedError:
+            return
+        del self.proposals[: len(taken)]
+        self.gathered_bytes = sum(len(p[1]) for p in self.proposals)
+        if self.proposals:
+            self.loop.after(0, lambda: None)
+
+    def refuse(self, count: int, code: Code) -> None:
+        """Tells gateways that proposals were not taken; they were executed nowhere."""
+        head = int(code).to_bytes(8, "little")
+        for peer, batch in self.proposals[:count]:
+            if peer is not None:
+                self.server.send(peer, Frame.REFUSED, head, batch)
+        del self.proposals[:count]
+        self.gathered_bytes = sum(len(p[1]) for p in self.proposals)
+
+    def on_ready(self, ready: Ready) -> None:
+        """Does what one Ready says, in the order of the node's contract."""
+        node, wal = self.node, self.wal
+        assert node is not None and wal is not None
+        if ready.soft_state is not None:
+            self.words.set(TERM, node.term)
+        if ready.needs_persist:
+            if ready.configuration is not None:
+                index, configuration = ready.configuration
+                wal.save_configuration(encode_configuration(configuration), index)
+            if ready.entries:
+                wal.append(ready.entries)
+            if ready.hard_state is not None:
+                wal.save_hard_state(*ready.hard_state)
+            self.tickets.append((wal.submit(), ready.number))
+            if ready.entries:
+                self.on_appended(ready.entries)
+        if ready.committed is not None:
+            self.committed = ready.committed.last
+        word = self.committed | (SOLE if node.sole_voter else 0)
+        self.words.set(COMMIT, word)
+        for state in ready.read_states:
+            peer, number = self.barriers.pop(state.context, (None, 0))  # type: ignore[arg-type]
+            if peer is not None:
+                self.server.send(peer, Frame.BARRIER_OK, PAIR.pack(number, state.index))
+
+    # --- the applier ----------------------------------------------------------------------------
+
+    def on_appended(self, entries: list[Entry]) -> None:
+        """Entries go ahead to the applier while they are being synced."""
+        first = entries[0].index
+        if first <= self.sent_index:
+            self.sent_index = first - 1
+        if (
+            self.applier is not None
+            and first == self.sent_index + 1
+            and self.applier.backlog < BACKLOG_BYTES
+        ):
+            self.server.send(self.applier, Frame.ENTRIES, *encode_entries(entries))
+            self.sent_index = entries[-1].index
+
+    def feed_applier(self) -> None:
+        """Sends what the applier has not got from the log, then the border."""
+        wal, applier = self.wal, self.applier
+        if applier is None or wal is None:
+            return
+        while self.sent_index < wal.last_index and applier.backlog < BACKLOG_BYTES:
+            entries = wal.entries(self.sent_index + 1, wal.last_index + 1, SEND_BYTES)
+            self.server.send(applier, Frame.ENTRIES, *encode_entries(entries))
+            self.sent_index = entries[-1][0]
+        if self.sent_index < wal.last_index:
+            self.loop.after(0.002, lambda: None)
+        border = min(self.committed, self.sent_index)
+        if border > self.border:
+            term = wal.term(border)
+            assert term is not None
+            self.border = border
+            self.server.send(applier, Frame.BORDER, PAIR.pack(border, term))
+
+    def stop(self) -> None:
+        """Closes the log with its closing mark."""
+        if self.wal is not None:
+            self.words.set(COMMIT, 0)
+            self.wal.close()
+        self.server.close()
+        self.loop.stop()
+
+
+def main() -> None:
+    """Entry of the process."""
+    start = begin("consensus")
+    loop = Loop()
+    consensus = Consensus(start, loop)
+    loop.on_signal(consensus.stop, signal.SIGTERM)
+    try:
+        loop.run()
+    except LogFailedError as error:
+        log.error(str(error))
+        sys.exit(EXIT_FATAL)
+    except (CallerError, CorruptionError, NoSpaceError, DiskError) as error:
+        log.error(str(error))
+        sys.exit(EXIT_FATAL)
+
+
+if __name__ == "__main__":
+    main()
