@@ -22,7 +22,7 @@ last is full. That crc continues the one of chunk c-1, so a chunk of another rec
 
 Example: key "a" = "1" put at revision 2 in an empty store:
 
-    c27afb58 01 00 01 00 0000000000000000 00000000 0c000000
+    dbac7711 01 00 01 00 0000000000000000 00000000 0c000000
     0a0161 1002 1802 2001 2a0131
 
 Invariants:
