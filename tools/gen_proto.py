@@ -52,9 +52,9 @@ def compile_all(names: list[str], out: Path) -> descriptor_pb2.FileDescriptorSet
 
 def module_text(file: descriptor_pb2.FileDescriptorProto) -> str:
     """The text of one generated module."""
+    needed = [Path(name).with_suffix("") for name in file.dependency]
     imports = "".join(
-        "from {} import {}_pb2\n".format(*re.sub(r"\.proto$", "", name).replace("/", ".").rsplit(".", 1))
-        for name in file.dependency
+        f"from {'.'.join(path.parent.parts)} import {path.name}_pb2\n" for path in needed
     )
     raw = file.SerializeToString()
     literal = "\n".join(f"    {raw[i : i + 60]!r}" for i in range(0, len(raw), 60))

@@ -389,8 +389,8 @@ def keys_only(bytes raw not None):
 cdef int put_answer(kv_buf *b, int kind, dict a, bint late_header) except -1:
     """Appends the response of an op kind; late_header takes the way of insert_header."""
     cdef RespHeader h
-    cdef const RespHeader *header = header_of(a.get("header"), &h)
-    cdef const RespHeader *now = NULL if late_header else header
+    cdef RespHeader *header = header_of(a.get("header"), &h)
+    cdef RespHeader *now = NULL if late_header else header
     cdef kv_buf prevs
     cdef kv_slice raw
     cdef size_t at = b.n
