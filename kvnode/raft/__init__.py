@@ -23,15 +23,19 @@ Take `ready()` after each turn of the loop until it returns None, and for each R
    stand in the storage since the start. `on_applied(index)` afterwards.
 5. `read_states`: each may be served by a state that has applied its `index`.
 6. `snapshot_requests`: make or find a snapshot for these members, bring its bytes over, call
-   `send_snapshot` (or `report_snapshot_failed`). Deliver a SNAPSHOT message to `step` only when the
-   bytes are there and checked; its Ready says `snapshot`, the state machine installs it after the
-   record is durable.
+   `send_snapshot` and at the end `report_snapshot`. Deliver a SNAPSHOT message to `step` only when
+   the bytes are there and checked; its Ready says `snapshot`, the state machine installs it after
+   the record is durable.
+
+The storage may drop entries that are applied, but through the log's queue: what was handed out
+before them (a configuration among it) is durable first.
 
 Messages may be lost, repeated or reordered. `tick()` comes at a steady pace; every number of ticks
 is the caller's to choose. A change of configuration takes force at its commit, on every member.
 
 A start: the storage, the last durable hard state, configuration and snapshot record, and the index
-that the state machine has applied. A sole voter calls `campaign()` at once.
+that the state machine has applied. A sole voter calls `campaign()` at once. On a cluster's first
+start every founder's entry 1 (term 1) is the first configuration, committed from the beginning.
 
 Deliberately absent: encoding of messages, addresses, transfer of snapshot bytes, compaction (the
 storage drops what `Status.members[].needs_from` and the state machine no longer need).

@@ -13,7 +13,7 @@ from typing import Final
 from kvnode.base.errors import ConfigError
 from kvnode.base.ids import Index, MemberID, Term
 from kvnode.base.limits import KIB, MIB
-from kvnode.raft.configuration import Configuration, check
+from kvnode.raft.configuration import EMPTY, Configuration, check
 from kvnode.raft.log import LogStorage
 from kvnode.raft.types import NO_MEMBER, HardState
 
@@ -35,8 +35,10 @@ class NodeConfig:
     """Bounds in bytes, messages and ticks; `random` draws election timeouts and read numbers.
 
     `hard_state`, `configuration` (with the index of the entry that made it), `snapshot_index` and
-    `snapshot_term` are what the log held; `applied` is what the state machine has applied. A first
-    start gives the cluster's first configuration at index 0 and an empty storage.
+    `snapshot_term` are what the log held; `applied` is what the state machine has applied. On a
+    first start the storage is empty: a member that founds the cluster gives the configuration that
+    all founders give, and `bootstrap_context` (their names and URLs, the same bytes everywhere),
+    which become entry 1 of term 1; a member that joins gives the empty configuration and waits.
 
     `read_lease` lets a leader answer reads without a round while a quorum has answered within the
     last election timeout. Its clock assumption: while one member counts `election_ticks` ticks any
@@ -46,7 +48,8 @@ class NodeConfig:
     id: MemberID
     random: Random
     storage: LogStorage
-    configuration: Configuration
+    configuration: Configuration = EMPTY
+    bootstrap_context: bytes = b""
     configuration_index: Index = _NO_INDEX
     hard_state: HardState = _NO_HARD_STATE
     snapshot_index: Index = _NO_INDEX

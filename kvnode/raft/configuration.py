@@ -4,7 +4,7 @@ Caller: `membership`, and whoever stores configurations (log, snapshots) as byte
 is a value; a change makes a new one or is refused with a reason.
 
 Invariants, checked by `check`:
- C1 there is a voter.
+ C1 there is a voter, but in the empty configuration of a member that knows nothing yet.
  C2 a member stands in one place: voters, learners or learners_next; a voter of the outgoing half
     may stand in any of them but learners.
  C3 learners_next (voters that become learners at the end of the joint phase) are voters of the
@@ -116,8 +116,13 @@ def _sorted(ids: Iterable[MemberID]) -> tuple[MemberID, ...]:
     return tuple(sorted(ids))
 
 
+EMPTY: Final = Configuration(())
+
+
 def check(configuration: Configuration) -> Configuration:
     """Return it if C1 to C4 hold, else raise ConfigurationRefusedError."""
+    if configuration == EMPTY:
+        return configuration
     voters, outgoing, learners, learners_next, auto_leave = configuration
     for ids in (voters, outgoing, learners, learners_next):
         if list(ids) != sorted(set(ids)) or 0 in ids:
@@ -137,7 +142,8 @@ def apply_change(configuration: Configuration, change: ConfigurationChange) -> C
         return _leave_joint(configuration)
     if configuration.joint:
         raise ConfigurationRefusedError("the joint phase of an earlier change is not over")
-    if not change.enters_joint:
+    # The first change of all makes the cluster; there is no old half that could agree.
+    if not change.enters_joint or configuration == EMPTY:
         return _apply_each(configuration, change.changes)
     joint = configuration._replace(
         outgoing=configuration.voters,
@@ -169,6 +175,8 @@ def _apply_each(configuration: Configuration, changes: tuple[Change, ...]) -> Co
         elif kind == ChangeType.ADD_LEARNER:
             # An outgoing voter keeps voting in the old half until the joint phase ends.
             (learners_next if member in configuration.outgoing else learners).add(member)
+    if not voters:
+        raise ConfigurationRefusedError("C1: no voter would be left")
     return check(
         Configuration(
             _sorted(voters),
@@ -178,6 +186,13 @@ def _apply_each(configuration: Configuration, changes: tuple[Change, ...]) -> Co
             configuration.auto_leave,
         )
     )
+
+
+def first_change(configuration: Configuration, context: bytes) -> ConfigurationChange:
+    """The change that makes `configuration` (without a joint phase) out of the empty one."""
+    changes = [Change(ChangeType.ADD_VOTER, member) for member in configuration.voters]
+    changes += [Change(ChangeType.ADD_LEARNER, member) for member in configuration.learners]
+    return ConfigurationChange(tuple(changes), Transition.AUTO, context)
 
 
 def _refuse_nonsense(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvnode.base.ids import MemberID, Term
-from kvnode.raft.progress import SNAPSHOT
+from kvnode.raft.progress import REPLICATE, SNAPSHOT
 from kvnode.raft.quorum import VoteResult, joint_votes
 from kvnode.raft.types import (
     CONTEXT_TRANSFER,
@@ -98,8 +98,12 @@ def on_vote_request(r: Raft, message: Message) -> None:
 
 def on_vote_response(r: Raft, message: Message) -> None:
     """A vote for or against the campaign under way."""
-    expected = PRE_VOTE_RESPONSE if r.role == Role.PRE_CANDIDATE else VOTE_RESPONSE
-    if message.type == expected:
+    if r.role == Role.PRE_CANDIDATE:
+        asked = Term(r.term + 1)
+        expected = message.type == PRE_VOTE_RESPONSE and (message.reject or message.term == asked)
+    else:
+        expected = message.type == VOTE_RESPONSE
+    if expected:
         _count(r, message.sender, granted=not message.reject)
 
 
@@ -154,4 +158,6 @@ def check_quorum(r: Raft) -> None:
         r.become_follower(r.term, NO_MEMBER)
         return
     for progress in r.progress.values():
+        if not progress.recent_active and progress.state == REPLICATE:
+            progress.become_probe()   # nothing more is sent on trust, nor kept in memory for it
         progress.recent_active = False

@@ -14,7 +14,8 @@ hot path never asks the storage.
 Invariants, asserted where they could break:
  L1 indexes have no gap and terms don't go back along the log.
  L2 what is committed is never truncated or replaced.
- L3 persisted <= handed <= last and tail_first <= persisted + 1: all that is not durable is here.
+ L3 persisted <= handed <= last and tail_first <= persisted + 1: all that is not durable is here
+    (while a snapshot is being installed: all that is behind it).
  L4 committed never goes back and never passes last.
  L5 what was handed out for applying <= min(committed, persisted), and never goes back.
  L6 an acknowledged Ready vouches only for entries that were not replaced since it was handed out
@@ -90,10 +91,10 @@ class RaftLog:
     ) -> None:
         self.storage = storage
         last = max(storage.last_index, snapshot_index)
-        if committed > last:
+        if max(committed, applied) > last:
             raise LogLostError(
-                f"the log ends at {last}, but {committed} was committed: the directory is old or"
-                " damaged; remove the member and add it anew"
+                f"the log ends at {last}, but {max(committed, applied)} was committed: the"
+                " directory is old or damaged; remove the member and add it anew"
             )
         self.last_index = Index(last)
         self.last_term = snapshot_term if last == snapshot_index else storage.term(Index(last))
@@ -343,4 +344,5 @@ class RaftLog:
                 count += 1
             del tail[:count]
         self.tail_first += count
-        assert self.tail_first <= self.persisted + 1 or not self.tail, "L3: not durable, not here"
+        durable_here = self.tail_first <= self.persisted + 1 or self.snapshot is not None
+        assert durable_here, "L3: not durable and not here"

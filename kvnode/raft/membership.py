@@ -70,6 +70,8 @@ def enact_committed(r: Raft) -> None:
     changes = r.log.changes
     while changes and changes[0][0] <= r.log.committed:
         index, change = changes.popleft()
+        if index <= r.configuration_index:
+            continue   # a snapshot brought a newer configuration than its place in the log
         _switch(r, apply_change(r.configuration, change), index)
 
 

@@ -13,18 +13,28 @@ from typing import NamedTuple
 from kvnode.base.ids import Index, MemberID, Term
 from kvnode.raft import election, membership, reads, replication
 from kvnode.raft.config import NodeConfig
-from kvnode.raft.configuration import Change, Configuration, ConfigurationChange, Transition
+from kvnode.raft.configuration import (
+    Change,
+    Configuration,
+    ConfigurationChange,
+    Transition,
+    encode_change,
+    first_change,
+)
 from kvnode.raft.errors import (
     MessageError,
     NotLeaderError,
     OverloadedError,
     TransferringError,
 )
+from kvnode.raft.progress import REPLICATE
+from kvnode.raft.progress import SNAPSHOT as PROGRESS_SNAPSHOT
 from kvnode.raft.state import Raft
 from kvnode.raft.types import (
     APPEND,
     APPEND_RESPONSE,
     CONTEXT_TRANSFER,
+    ENTRY_CONFIGURATION,
     ENTRY_NORMAL,
     HEARTBEAT,
     HEARTBEAT_RESPONSE,
@@ -94,6 +104,7 @@ class Node(Raft):
         "_commit_handed",
         "_configuration_handed",
         "_ready_number",
+        "_snapshot_handed",
         "_soft_state_handed",
         "_term_handed",
         "_vote_handed",
@@ -108,9 +119,20 @@ class Node(Raft):
         self._configuration_handed = self.configuration_index
         self._ready_number = 0
         self._soft_state_handed = (NO_MEMBER, Role.FOLLOWER)
+        self._snapshot_handed: Snapshot | None = None
+        if self.log.last_index == 0 and self.term == 0 and config.configuration.voters:
+            self._bootstrap()
         # What is applied was committed, whatever the last durable hard state says.
-        if config.applied > self.log.committed:
+        elif config.applied > self.log.committed:
             replication.commit_to(self, config.applied)
+
+    def _bootstrap(self) -> None:
+        """All founders begin with the same entry, so whoever joins later finds it in the log."""
+        change = first_change(self.configuration, self.config.bootstrap_context)
+        self.become_follower(Term(1), NO_MEMBER)
+        index = self.log.append_own(Term(1), ENTRY_CONFIGURATION, encode_change(change))
+        self.log.commit_to(index)
+        self.set_configuration(self.configuration, index)
 
     # Time.
 
@@ -127,7 +149,7 @@ class Node(Raft):
     def _tick_leader(self) -> None:
         config = self.config
         stalled = self.log.in_flight[0][4] if self.log.in_flight else self.now
-        if self.progress and self.now - stalled >= config.election_ticks:
+        if not self.sole and self.now - stalled >= config.election_ticks:
             election.give_up_leadership(self)
             return
         self.quiet = self.muted or self.now - stalled > config.election_ticks // 2
@@ -252,31 +274,41 @@ class Node(Raft):
 
     # Snapshots.
 
+    def snapshot_at(self, index: Index) -> Snapshot:
+        """What to call a snapshot of the state that has applied `index`."""
+        assert index <= self.log.committed, "L5: a snapshot of the future"
+        return Snapshot(index, self.log.term(index), self.configuration, self.configuration_index)
+
     def send_snapshot(self, member: MemberID, snapshot: Snapshot) -> bool:
         """Queue the SNAPSHOT message for a member of `snapshot_requests`.
 
         The caller lets it arrive only after the snapshot's bytes did. False: no longer wanted.
         """
         progress = self.progress.get(member)
-        if self.role != Role.LEADER or progress is None or progress.state.name != "SNAPSHOT":
+        if self.role != Role.LEADER or progress is None or progress.state != PROGRESS_SNAPSHOT:
             return False
         assert snapshot.index <= self.log.committed, "L5: a snapshot of the future"
         progress.pending_snapshot = snapshot.index
         self.send(Message(SNAPSHOT, member, self.id, self.term, snapshot=snapshot))
         return True
 
-    def report_snapshot_failed(self, member: MemberID) -> None:
-        """The transfer broke: probe the member again at the next heartbeat."""
+    def report_snapshot(self, member: MemberID, delivered: bool) -> None:
+        """What became of a transfer: to be called once for each of `snapshot_requests`.
+
+        Either way the member is probed at the next heartbeat, behind the snapshot or from where it
+        stood; a member that lost a delivered snapshot in a crash so comes to a new request.
+        """
         progress = self.progress.get(member)
-        if progress is not None and progress.state.name == "SNAPSHOT":
-            progress.pending_snapshot = 0
+        if progress is not None and progress.state == PROGRESS_SNAPSHOT:
+            if not delivered:
+                progress.pending_snapshot = 0
             progress.become_probe()
             progress.paused = True
 
     def report_unreachable(self, member: MemberID) -> None:
         """Messages to the member were lost: stop sending optimistically."""
         progress = self.progress.get(member)
-        if progress is not None and progress.state.name == "REPLICATE":
+        if progress is not None and progress.state == REPLICATE:
             progress.become_probe()
 
     # Acknowledgements.
@@ -306,7 +338,7 @@ class Node(Raft):
         log = self.log
         keep_after: int = log.persisted
         for progress in self.progress.values():
-            if progress.match < keep_after and progress.recent_active:
+            if progress.match < keep_after and progress.state == REPLICATE:
                 keep_after = progress.match
         log.trim(keep_after, self.config.tail_bytes_max)
 
@@ -422,17 +454,19 @@ class Node(Raft):
             reads.advance(self)
         if self.progress and not self.quiet:
             replication.replicate(self)
+            if log.tail:
+                self._trim()
         ready = Ready()
         ready.entries = entries = log.take_unhanded() if log.handed != log.last_index else []
         ready.committed = committed = (
             log.take_appliable() if log.committed > log.handed_applying else None
         )
         ready.snapshot = ready.configuration = ready.hard_state = None
-        if self.configuration_index != self._configuration_handed:
+        if log.snapshot is not self._snapshot_handed:
+            self._snapshot_handed = ready.snapshot = log.snapshot   # or None: it is installed
+        if self.configuration_index != self._configuration_handed or ready.snapshot is not None:
             self._configuration_handed = self.configuration_index
             ready.configuration = (self.configuration_index, self.configuration)
-            if log.snapshot is not None and log.snapshot.index == self.configuration_index:
-                ready.snapshot = log.snapshot
         if (
             self.term != self._term_handed
             or self.vote != self._vote_handed
@@ -484,7 +518,10 @@ class Node(Raft):
             ready.messages_after_persist = []
 
     def _send_forwarded(self) -> None:
-        if self.leader != NO_MEMBER and self.role != Role.LEADER:
+        if self.role == Role.LEADER:
+            for data in self.forwarding:
+                self._propose_for(Entry(Index(0), Term(0), ENTRY_NORMAL, data))
+        elif self.leader != NO_MEMBER:
             entries = [Entry(Index(0), Term(0), ENTRY_NORMAL, data) for data in self.forwarding]
             self.messages.append(
                 Message(PROPOSE, self.leader, self.id, Term(0), entries=entries)
@@ -502,7 +539,7 @@ class Node(Raft):
             Index(log.applied), log.last_index, log.last_term, self.configuration,
             self.configuration_index,
             learner=self.id in self.configuration.learners,
-            removed=self.id not in self.configuration.members(),
+            removed=self.removed,
             transferee=self.transferee,
             uncommitted_bytes=self.uncommitted_bytes,
             proposals_dropped=self.proposals_dropped,

@@ -39,7 +39,10 @@ def replicate(r: Raft) -> None:
     """At each Ready: send every follower what it lacks and its window allows."""
     last, committed = r.log.last_index, r.log.committed
     for member, progress in r.progress.items():
-        while progress.next <= last and not progress.paused and progress.state != SNAPSHOT:
+        state = progress.state
+        if state == SNAPSHOT:
+            continue
+        while not progress.paused and (progress.next <= last or state == PROBE):
             if not send_append(r, member, progress):
                 break
         if progress.state == REPLICATE and progress.sent_commit < min(committed, progress.match):
@@ -240,7 +243,7 @@ def on_snapshot(r: Raft, message: Message) -> None:
         _acknowledge(r, message.sender, snapshot.index)
         return
     log.restore(snapshot)
-    r.set_configuration(snapshot.configuration, snapshot.index)
+    r.set_configuration(snapshot.configuration, snapshot.configuration_index)
     r.send_after_persist(
         Message(APPEND_RESPONSE, message.sender, r.id, r.term, snapshot.index)
     )

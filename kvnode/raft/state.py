@@ -60,6 +60,7 @@ class Raft:
         "quiet",
         "random_election_ticks",
         "reads",
+        "removed",
         "role",
         "snapshot_requests",
         "sole",
@@ -83,17 +84,18 @@ class Raft:
         # What of both is durable; equal to them but while a Ready is being written.
         self.durable_term: int = hard_state.term
         self.durable_vote: int = hard_state.vote
-        known = max(hard_state.commit, config.configuration_index, config.snapshot_index)
         self.log = RaftLog(
             config.storage,
             config.snapshot_index,
             config.snapshot_term,
-            Index(known),
+            # What is compacted was committed, though the last hard state may not say so yet.
+            Index(max(hard_state.commit, config.snapshot_index, config.storage.first_index - 1)),
             Index(max(config.applied, config.snapshot_index)),
         )
         self.configuration: Configuration = config.configuration
         self.configuration_index = config.configuration_index
         self.sole = self._is_sole()
+        self.removed = False                          # seen to lose its place
         self.role = Role.FOLLOWER
         self.leader: MemberID = NO_MEMBER
         self.now = 0                                  # ticks since the start
@@ -139,7 +141,7 @@ class Raft:
         self.pending_configuration_index = Index(0)
         self.uncommitted.clear()
         self.uncommitted_bytes = 0
-        self.quiet = False
+        self.quiet = self.muted
         self.reads.role_changed()
 
     def become_follower(self, term: Term, leader: MemberID) -> None:
@@ -188,6 +190,8 @@ class Raft:
         return self.configuration.voters == (self.id,) and not self.configuration.outgoing
 
     def set_configuration(self, configuration: Configuration, index: Index) -> None:
+        if self.id in self.configuration.members():
+            self.removed = self.id not in configuration.members()
         self.configuration = configuration
         self.configuration_index = index
         self.sole = self._is_sole()

@@ -93,11 +93,16 @@ class SoftState(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """A snapshot's place in the log; its bytes travel and rest outside of this room."""
+    """A snapshot's place in the log; its bytes travel and rest outside of this room.
+
+    The configuration is a committed one that is not older than `index`; it may be newer, and
+    `configuration_index` says from where on changes in the log are news.
+    """
 
     index: Index  # type: ignore[assignment]
     term: Term
     configuration: Configuration
+    configuration_index: Index
 
 
 class Span(NamedTuple):
