@@ -1,4 +1,4 @@
-"""Go's sort.Sort as plain Python: the slow twin of _core/gosort.pyx (its preamble has the rules)."""
+"""Go's sort.Sort as plain Python: the slow twin of _core/gosort.pyx, which has the rules."""
 
 from __future__ import annotations
 

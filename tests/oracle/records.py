@@ -62,9 +62,7 @@ def decode(entries: list[tuple[bytes, bytes]]) -> Record:
     """The inverse of encode; ValueError for anything that encode would not have written."""
     (key, value), *rest = entries
     main, sub, _ = struct.unpack(">QII", key)
-    crc, version, flags, depth, _, prev_main, prev_sub, size = struct.unpack_from(
-        "<IBBBBQII", value
-    )
+    flags, depth, prev_main, prev_sub = struct.unpack_from("<5xBBxQI", value)
     kv = value[24:] + b"".join(v[4:] for _, v in rest)
     record = Record(main, sub, flags & ~CHUNKED, depth, (prev_main, prev_sub), kv)
     if encode(record)[0] != entries:

@@ -88,9 +88,7 @@ class History:
 def meta(v: Version) -> bytes:
     """The 40 bytes in TREE_KEYS."""
     flags = 1 if v.value is None else 0
-    return struct.pack(
-        "<QQQQIBBH", v.main, v.create, v.version, v.lease, v.sub, flags, v.depth, 0
-    )
+    return struct.pack("<QQQQIBBH", v.main, v.create, v.version, v.lease, v.sub, flags, v.depth, 0)
 
 
 def tree_keys(history: History) -> dict[bytes, bytes]:

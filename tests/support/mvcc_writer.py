@@ -25,9 +25,7 @@ class Writer:
         main, sub = self.history.revision + 1, 0
         for key, value, *lease in ops:
             ttl = lease[0] if lease else 0
-            crc = revindex.write(
-                self.txn, main, sub, key, value, ttl, floor=self.history.compacted
-            )
+            crc = revindex.write(self.txn, main, sub, key, value, ttl, floor=self.history.compacted)
             version = self.history.write(main, sub, key, value, ttl)
             assert (crc is None) == (version is None)
             sub += crc is not None

@@ -32,8 +32,7 @@ def test_the_documented_example() -> None:
         ((key, value),) = entries(txn)
         assert key == bytes.fromhex("0000000000000002 00000000 00000000")
         assert value == bytes.fromhex(
-            "dbac7711 01 00 01 00 0000000000000000 00000000 0c000000"
-            "0a0161 1002 1802 2001 2a0131"
+            "dbac7711 01 00 01 00 0000000000000000 00000000 0c0000000a0161 1002 1802 2001 2a0131"
         )
 
 
@@ -103,7 +102,7 @@ def test_damaged_exchanged_and_missing_chunks_are_found() -> None:
         first, other = (struct.pack(">QII", main, 0, 1) for main in (2, 3))
         last = struct.pack(">QII", 2, 0, 3)
         for name, bad in (
-            (first, good[other]),               # another record's chunk, whole in itself
+            (first, good[other]),  # another record's chunk, whole in itself
             (first, good[first][:-1] + b"\0"),
             (first, good[first][:-1]),
             (last, good[last] + b"\0"),
@@ -130,10 +129,10 @@ def with_crc(body: bytes) -> bytes:
     [
         {"version": 2},
         {"flags": 4},
-        {"flags": 2},                           # chunked, yet short
+        {"flags": 2},  # chunked, yet short
         {"depth": 64},
         {"zero": 1},
-        {"prev": (9, 0)},                       # its own revision: a walk would not end
+        {"prev": (9, 0)},  # its own revision: a walk would not end
         {"prev": (10, 0)},
         {"size": 7},
     ],
