@@ -1,4 +1,4 @@
-"""The envelope: batches of request groups, and groups of results. Table of contents of envelope.pyx.
+"""The envelope: batches of request groups, and results. Table of contents of envelope.pyx.
 
 Byte layouts stand in envelope.pyx. Readers yield slices of the bytes they read and check every
 length first; they return ENV_ITEM, ENV_END or one of the negative verdicts. Writers append to a
@@ -85,7 +85,8 @@ cdef int env_next_group(kv_rd *r, uint32_t *left, Group *g) noexcept nogil
 cdef void env_requests(const Group *g, kv_rd *r, uint32_t *left) noexcept nogil
 cdef int env_next_request(kv_rd *r, uint32_t *left, Request *q) noexcept nogil
 # Walks the whole batch down to the last request: ENV_ITEM (good) or the verdict.
-cdef int env_check_batch(const uint8_t *p, size_t n, uint32_t *groups, uint64_t *requests) noexcept nogil
+cdef int env_check_batch(const uint8_t *p, size_t n, uint32_t *groups,
+                         uint64_t *requests) noexcept nogil
 # CODE_* of a verdict
 cdef int env_code(int verdict) noexcept nogil
 

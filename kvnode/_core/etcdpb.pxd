@@ -1,8 +1,9 @@
-"""etcd's KV messages over bytes: decoded structs, checks, encoders. Table of contents of etcdpb.pyx.
+"""etcd's KV messages over bytes: structs, checks, encoders. Table of contents of etcdpb.pyx.
 
 Lifetimes: every kv_slice of a decoded struct points into the body it was decoded from; arrays and
 nested structs live in the kv_arena (kv_arena_init once, kv_arena_reset per request or batch).
 Nothing here raises or touches Python objects; functions return CODE_* of codes.pxd unless said.
+Out of memory latches `err` of the arena, and the verdict then means nothing.
 Encoders append to a kv_buf, whose owner checks `err` once at the end.
 """
 
@@ -156,10 +157,12 @@ cdef int check_request(int kind, const uint8_t *p, size_t n, int64_t max_txn_ops
 
 # KeyValue as Go marshals it: field order, zero fields omitted.
 cdef size_t kv_size(const KeyValue *kv) noexcept nogil
-cdef uint8_t *kv_write(uint8_t *dst, const KeyValue *kv) noexcept nogil   # kv_size bytes; returns their end
+# Fills kv_size bytes and returns their end.
+cdef uint8_t *kv_write(uint8_t *dst, const KeyValue *kv) noexcept nogil
 cdef void put_kv(kv_buf *b, const KeyValue *kv) noexcept nogil
 
-cdef size_t header_size(const RespHeader *h) noexcept nogil     # of the message, without tag, length
+# Of the message, without tag and length.
+cdef size_t header_size(const RespHeader *h) noexcept nogil
 # Every `h` below may be NULL: no header field. A header of zeros is written as an empty message.
 cdef void put_header(kv_buf *b, const RespHeader *h) noexcept nogil
 # Puts the header field in front of what was encoded from `at` on: for answers whose revision is
@@ -198,7 +201,7 @@ cdef void op_close(kv_buf *b, int kind, size_t mark) noexcept nogil
 cdef void batch_begin(kv_buf *b, const RespHeader *h) noexcept nogil
 cdef void batch_refuse(kv_buf *b, uint32_t index, uint32_t code) noexcept nogil
 cdef void batch_finish(kv_buf *b, int64_t first_revision, int64_t last_revision,
-                    uint64_t applied) noexcept nogil
+                       uint64_t applied) noexcept nogil
 
 # kvnodepb.SessionOpen {uint64 session=1; bool gateway=2; string client_name=3} and SessionClose
 # {uint64 session=1}

@@ -1,8 +1,9 @@
 """etcd's KV messages over bytes: decode, check, encode, without a Python object per operation.
 
 Callers: the gateway (checks a request before it is proposed), the applier (decodes it from the
-log, encodes the answer), reads and the watch hub (encode). messages.pyx is its Python side. Inputs are bodies as a client sent them; outputs are equal to
-the last byte to what Go's marshaller and protobuf's deterministic serializer write.
+log, encodes the answer), reads and the watch hub (encode); messages.pyx is its Python side.
+Inputs are bodies as a client sent them; outputs are equal to the last byte to what Go's
+marshaller and protobuf's deterministic serializer write.
 
 Wire format, a message is a sequence of fields: varint tag = number << 3 | wire type, then
 

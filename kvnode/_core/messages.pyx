@@ -6,11 +6,12 @@ deterministic serialization of the same message; see etcdpb.pyx for formats and 
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from kvnode._core.buf cimport (kv_arena, kv_arena_free, kv_arena_init, kv_arena_reset, kv_buf,
-                               kv_buf_clear, kv_buf_free, kv_buf_grow, kv_buf_init, kv_put_bytes, kv_put_u8, kv_put_varint,
-                               kv_slice, kv_varint_size, kv_varint_write)
+                               kv_buf_clear, kv_buf_free, kv_buf_grow, kv_buf_init, kv_put_bytes,
+                               kv_put_u8, kv_put_varint, kv_slice, kv_varint_size,
+                               kv_varint_write)
 from kvnode._core.codes cimport *
 from kvnode._core.etcdpb cimport *
 from kvnode._core.pbfield cimport (bytes_field_size, int_field_size, put_bytes_field,
@@ -482,10 +483,10 @@ def repeat_check(int kind, bytes body not None, Py_ssize_t times, int64_t max_tx
     cdef kv_arena arena
     cdef kv_slice s = slice_of(body)
     cdef int code = 0
-    cdef Py_ssize_t i
+    cdef Py_ssize_t _
     kv_arena_init(&arena)
     with nogil:
-        for i in range(times):
+        for _ in range(times):
             kv_arena_reset(&arena)
             code = check_request(kind, s.p, s.n, max_txn_ops, &arena)
     kv_arena_free(&arena)
@@ -498,13 +499,13 @@ def repeat_put_answer(header, Py_ssize_t times):
     cdef RespHeader h
     cdef const RespHeader *hp = header_of(header, &h)
     cdef kv_slice none
-    cdef Py_ssize_t i
+    cdef Py_ssize_t _
     cdef size_t size = 0
     none.p = NULL
     none.n = 0
     kv_buf_init(&b)
     with nogil:
-        for i in range(times):
+        for _ in range(times):
             kv_buf_clear(&b)
             put_put_response(&b, hp, none)
             size = b.n
@@ -517,10 +518,10 @@ def repeat_keyvalue(bytes raw not None, Py_ssize_t times):
     cdef kv_buf b
     cdef KeyValue kv
     cdef kv_slice s = slice_of(raw)
-    cdef Py_ssize_t i
+    cdef Py_ssize_t _
     kv_buf_init(&b)
     with nogil:
-        for i in range(times):
+        for _ in range(times):
             kv_buf_clear(&b)
             decode_kv(s.p, s.n, &kv)
             put_kv(&b, &kv)

@@ -46,10 +46,17 @@ BODIES = st.binary(max_size=40)
 GROUPS = st.lists(
     st.fixed_dictionaries(
         {
-            "flags": st.integers(0, 1), "user": U32, "session": U64, "sequence": U64,
-            "lowest": U64, "member": U64, "incarnation": U64, "slot": U32, "auth_revision": U64,
+            "flags": st.integers(0, 1),
+            "user": U32,
+            "session": U64,
+            "sequence": U64,
+            "lowest": U64,
+            "member": U64,
+            "incarnation": U64,
+            "slot": U32,
+            "auth_revision": U64,
             "requests": st.lists(st.tuples(st.integers(0, 255), BODIES), max_size=4),
-        }  # fmt: skip
+        }
     ),
     max_size=4,
 )
