@@ -24,6 +24,14 @@ class RangeReader:
         member_id: int = 0,
         raft_term: int = 0,
     ) -> tuple[int, bytes]: ...
+    def serve_all(
+        self,
+        kind: int,
+        bodies: list[bytes],
+        cluster_id: int = 0,
+        member_id: int = 0,
+        raft_term: int = 0,
+    ) -> tuple[list[tuple[int, int]], bytes]: ...
 
 class LongRange:
     code: int

@@ -767,6 +767,22 @@ cdef class RangeReader:
         return code, (<const char *>self.out.p)[:self.out.n] if self.out.n else b""
 
 
+    def serve_all(self, int kind, list bodies not None, unsigned long long cluster_id=0,
+                  unsigned long long member_id=0, unsigned long long raft_term=0):
+        """[(code, end)], blob: a batch of bodies, the responses laid end to end in one blob."""
+        cdef RespHeader h
+        cdef list answers = []
+        cdef int code
+        h.cluster_id = cluster_id
+        h.member_id = member_id
+        h.raft_term = raft_term
+        kv_buf_trim(&self.out, 1 << 20)
+        for body in bodies:
+            code = reader_serve(self, kind, <bytes?>body, len(<bytes>body), &h, &self.out)
+            answers.append((code, self.out.n))
+        return answers, (<const char *>self.out.p)[:self.out.n] if self.out.n else b""
+
+
 cdef class LongRange:
     """A Range in slices, for a caller that has others to serve in between.
 
