@@ -20,7 +20,6 @@ test: setup
 	@$(PY) -m pytest -m "not slow and not clients" $(ARGS)
 
 test-slow: setup
-	@$(PY) tools/sanitized.py
 	@$(PY) -m pytest -m slow --timeout 3000 $(ARGS)
 
 test-clients: setup

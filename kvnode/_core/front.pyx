@@ -51,7 +51,27 @@ from kvnode._core.sharedword cimport WORD_COMMIT, SharedWords
 
 from kvnode.base.errors import DecodeError
 
+cdef extern from *:
+    """
+    #include <string.h>
+    #include <netinet/in.h>
+    #include <linux/tcp.h>
+    #include <sys/socket.h>
+    /* Bytes that the kernel has received on a TCP socket; -1 when it is none (any more). */
+    static inline int64_t kv_tcp_received(int fd) {
+      struct tcp_info info;
+      socklen_t n = sizeof(info);
+      memset(&info, 0, sizeof(info));
+      if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &n) < 0) return -1;
+      return (int64_t)info.tcpi_bytes_received;
+    }
+    static inline void kv_tcp_end(int fd) { shutdown(fd, SHUT_RDWR); }
+    """
+    int64_t kv_tcp_received(int fd) noexcept nogil
+    void kv_tcp_end(int fd) noexcept nogil
+
 cdef enum:
+    ZMQ_SRCFD_ = 2
     EAGAIN_ = 11
     EHOSTUNREACH_ = 113
     ZMQ_DONTWAIT_ = 1
@@ -86,6 +106,7 @@ ctypedef int (*fn_msg_data)(zmq_msg *, void *, size_t, void (*)(void *, void *) 
 ctypedef void *(*fn_data)(zmq_msg *) noexcept nogil
 ctypedef size_t (*fn_size)(zmq_msg *) noexcept nogil
 ctypedef int (*fn_io)(zmq_msg *, void *, int) noexcept nogil
+ctypedef int (*fn_get)(zmq_msg *, int) noexcept nogil
 ctypedef int (*fn_errno)() noexcept nogil
 
 cdef struct Zmq:
@@ -98,6 +119,7 @@ cdef struct Zmq:
     fn_size size
     fn_io recv
     fn_io send
+    fn_get get
     fn_errno err
 
 cdef struct Conn:
@@ -140,6 +162,12 @@ cdef struct ReadItem:
     bint serializable
     size_t at
     size_t n
+
+# A TCP connection as the kernel and libzmq see it. libzmq keeps the frames of an unfinished
+# multipart message without a bound; what it received and did not deliver is that memory.
+cdef struct Flow:
+    int64_t received       # by the kernel, when the watch began
+    int64_t delivered      # by libzmq, since then
 
 # A Range that did not end within its first slice: it goes on, one slice a turn, each in a newer
 # snapshot at the same revision.
@@ -212,6 +240,7 @@ cdef class Front:
         ReadSet gathering
         ReadSet serial
         vector[LongRead *] longs
+        unordered_map[int, Flow] flows
         uint64_t member
         uint64_t incarnation
         uint64_t own_session
@@ -240,6 +269,7 @@ cdef class Front:
         self.z.size = <fn_size> <uintptr_t> functions["zmq_msg_size"]
         self.z.recv = <fn_io> <uintptr_t> functions["zmq_msg_recv"]
         self.z.send = <fn_io> <uintptr_t> functions["zmq_msg_send"]
+        self.z.get = <fn_get> <uintptr_t> functions["zmq_msg_get"]
         self.z.err = <fn_errno> <uintptr_t> functions["zmq_errno"]
         self.sock = <void *> socket
         self.member = member
@@ -305,10 +335,12 @@ cdef class Front:
             while self.z.more(&body):
                 # More than one frame: not this protocol. Read it out, end the connection.
                 bad = 1
+                self.count_flow(&body)
                 self.z.close(&body)
                 self.z.init(&body)
                 if self.z.recv(&body, self.sock, ZMQ_DONTWAIT_) < 0:
                     break
+            self.count_flow(&body)
             conn = self.conn_of(<const uint8_t *> self.z.data(&ident), self.z.size(&ident))
             if conn != NO_CONN:
                 self.conns[conn].seen_us = now_us
@@ -905,6 +937,40 @@ cdef class Front:
     def connections(self) -> int:
         """Connections that are open."""
         return self.by_rid.size()
+
+    cdef void count_flow(self, zmq_msg *m) noexcept nogil:
+        cdef size_t n = self.z.size(m)
+        it = self.flows.find(self.z.get(m, ZMQ_SRCFD_))
+        if it != self.flows.end():
+            # A ZMTP frame's head is 2 bytes, 9 for a long frame.
+            self.flows[self.z.get(m, ZMQ_SRCFD_)].delivered += n + (2 if n < 256 else 9)
+
+    def watch(self, int fd) -> None:
+        """A TCP connection was accepted on `fd`."""
+        cdef Flow flow
+        flow.received = kv_tcp_received(fd)
+        flow.delivered = 0
+        if flow.received >= 0:
+            self.flows[fd] = flow
+
+    def unwatch(self, int fd) -> None:
+        """The connection on `fd` is closed."""
+        self.flows.erase(fd)
+
+    def end_hoarders(self, int64_t limit) -> int:
+        """Ends TCP connections whose bytes libzmq holds without delivering them, above `limit`;
+        returns how many."""
+        cdef vector[int] ended
+        cdef int64_t received
+        cdef size_t i
+        for pair in self.flows:
+            received = kv_tcp_received(pair.first)
+            if received < 0 or received - pair.second.received - pair.second.delivered > limit:
+                ended.push_back(pair.first)
+        for i in range(ended.size()):
+            kv_tcp_end(ended[i])
+            self.flows.erase(ended[i])
+        return <int> ended.size()
 
     def take_events(self) -> list:
         """What happened that Python decides: hello, goodbye, request, own."""

@@ -24,6 +24,7 @@ NAMES = (
     "zmq_msg_size",
     "zmq_msg_recv",
     "zmq_msg_send",
+    "zmq_msg_get",
     "zmq_errno",
 )
 

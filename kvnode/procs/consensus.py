@@ -265,9 +265,9 @@ class Consensus:
                 break
             taken.append(batch)
             size += len(batch)
-        if wal.room_bytes() < size + ROOM_SLACK_BYTES:
+        if wal.room_bytes < size + ROOM_SLACK_BYTES:
             wal.retry_space()
-            if wal.space_error() is not None:
+            if wal.space_error is not None:
                 self.refuse(len(taken), Code.NO_SPACE)
                 return
         try:

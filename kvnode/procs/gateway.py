@@ -28,6 +28,7 @@ from collections.abc import Callable
 
 import uvloop
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from kvnode._core.front import Front
 from kvnode._core.ranges import RangeReader
@@ -43,16 +44,18 @@ from kvnode.env.clock import monotonic_us, random_u64
 from kvnode.env.link import GONE, KINDS, Endpoint, Message, Peer
 from kvnode.env.store import open_for_read
 from kvnode.env.zmqlib import functions
-from kvnode.procs.greeting import Greeter
+from kvnode.procs.greeting import CREDIT_BYTES, Greeter
 from kvnode.procs.process import Start, begin
 from kvnode.wire.frames import ONE, PAIR, QUAD, Frame, Hello, Role
 
 log = logging.getLogger("gateway")
 
 OPEN_BYTES_MAX = 96 * MIB
+HOARD_BYTES = ENTRY_BYTES_MAX + CREDIT_BYTES
 OWN_OPEN_MAX = SESSION_WINDOW // 2
 RECONNECT_SECONDS = 0.003
 SWEEP_SECONDS = 1.0
+HOARD_SECONDS = 0.05
 HELLO_US = 5_000_000
 SILENT_US = 60_000_000
 DRAIN_SECONDS = 2.0
@@ -183,7 +186,12 @@ class Gateway:
         sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
         sock.setsockopt(zmq.BACKLOG, 1024)
         sock.setsockopt(zmq.IPV6, 1)
-        for url in self.config.listen_zmq_urls:
+        self.monitor = sock.get_monitor_socket(
+            zmq.EVENT_ACCEPTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED
+        )
+        for url, fd in self.start.listeners.items():
+            # The supervisor's listening socket: libzmq takes the descriptor over.
+            sock.setsockopt(zmq.USE_FD, fd)
             sock.bind(url)
         return sock
 
@@ -192,6 +200,8 @@ class Gateway:
         self.consensus.connect()
         self.applier.connect()
         self.loop.call_later(SWEEP_SECONDS, self.sweep)
+        self.loop.add_reader(self.monitor.getsockopt(zmq.FD), self.on_monitor)
+        self.loop.call_later(HOARD_SECONDS, self.end_hoarders)
 
     # --- own session ----------------------------------------------------------------------------
 
@@ -208,7 +218,7 @@ class Gateway:
             self.on_socket()
             log.info(
                 "gateway serves",
-                extra={"fields": {"listen-zmq-urls": self.config.listen_zmq_urls}},
+                extra={"fields": {"listen-zmq-urls": list(self.start.listeners)}},
             )
             self.start.ready()
 
@@ -381,6 +391,23 @@ class Gateway:
         """Ends connections that never greeted or fell silent."""
         self.front.expire(monotonic_us(), HELLO_US, SILENT_US)
         self.loop.call_later(SWEEP_SECONDS, self.sweep)
+
+    def on_monitor(self) -> None:
+        """Connections come and go: their descriptors are watched for hoarded frames."""
+        while self.monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            event = recv_monitor_message(self.monitor, zmq.NOBLOCK)
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                self.front.watch(event["value"])
+            else:
+                self.front.unwatch(event["value"])
+
+    def end_hoarders(self) -> None:
+        """Bounds what libzmq holds of messages that never end."""
+        ended = self.front.end_hoarders(HOARD_BYTES)
+        if ended:
+            log.warning("connections ended", extra={"fields": {"count": ended,
+                        "why": "a message without an end, or more than their credit"}})
+        self.loop.call_later(HOARD_SECONDS, self.end_hoarders)
 
     def stop(self) -> None:
         """Answers what was taken, then ends. Blocking: at most DRAIN_SECONDS."""

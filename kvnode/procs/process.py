@@ -77,6 +77,7 @@ class Start:
     restart: bool
     number: int
     status_fd: int
+    listeners: dict[str, int]
 
     @classmethod
     def from_argument(cls, text: str) -> Start:
@@ -90,6 +91,7 @@ class Start:
             restart=raw["restart"],
             number=raw["number"],
             status_fd=raw["status_fd"],
+            listeners=raw["listeners"],
         )
 
     def ready(self) -> None:

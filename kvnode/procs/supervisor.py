@@ -30,6 +30,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,7 @@ from kvnode import __version__
 from kvnode._core.sharedword import SharedWords
 from kvnode.base.config import Config, config_to_json
 from kvnode.base.errors import CallerError, ConfigError, DiskError
+from kvnode.base.ports import parse_url
 from kvnode.env.link import private_folder
 from kvnode.procs.process import EXIT_FATAL, Layout, set_up_log
 
@@ -186,6 +188,36 @@ def open_data_dir(path: str) -> int:
     return fd
 
 
+def open_listeners(config: Config) -> dict[str, socket.socket]:
+    """Listening sockets of the native protocol by URL.
+
+    They are the supervisor's, so that a gateway's death refuses no connection, all gateways
+    accept from one queue, and a port that another process has is found here. A busy port that
+    nobody asked for leaves the node without the native protocol, with one loud line.
+    """
+    opened: dict[str, socket.socket] = {}
+    for url in config.listen_zmq_urls:
+        address = parse_url(url, ("tcp",))
+        try:
+            family, kind, proto, _, place = socket.getaddrinfo(
+                address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            sock = socket.socket(family, kind, proto)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(place)
+            sock.listen(1024)
+        except OSError as error:
+            text = f"can't listen on {url}: {error.strerror or error}"
+            if config.listen_zmq_asked:
+                raise ConfigError(f"{text}; stop what uses it, or set --listen-zmq-urls") from None
+            log.error(
+                f"{text}: THE NATIVE PROTOCOL IS NOT SERVED; set --listen-zmq-urls to a free port"
+            )
+            continue
+        opened[url] = sock
+    return opened
+
+
 class Supervisor:
     """Starts, watches and stops the children."""
 
@@ -199,6 +231,7 @@ class Supervisor:
             private_folder(folder)
         self.identity = open_identity(config, self.layout)
         self.words = SharedWords(self.layout.words, create=True)
+        self.listeners = open_listeners(config)
         self.children = [Child("applier"), Child("consensus")]
         self.children += [Child("gateway", n) for n in range(config.gateways)]
         self.poll = select.epoll()
@@ -235,12 +268,17 @@ class Supervisor:
             "restart": restart,
             "number": child.number,
             "status_fd": write_fd,
+            "listeners": {},
         }
+        pass_fds = [write_fd]
+        if child.role == "gateway":
+            argument["listeners"] = {u: sock.fileno() for u, sock in self.listeners.items()}
+            pass_fds += argument["listeners"].values()
         child.ready = False
         child.process = subprocess.Popen(
             [sys.executable, "-m", f"kvnode.procs.{child.role}", json.dumps(argument)],
             stdin=subprocess.DEVNULL,
-            pass_fds=[write_fd],
+            pass_fds=pass_fds,
         )
         os.close(write_fd)
         child.status_fd = read_fd
@@ -345,7 +383,7 @@ class Supervisor:
 def announce(node: Supervisor) -> None:
     """What an operator sees once the node serves: who it is, where it listens, what to try."""
     config = node.config
-    listeners = {"zmq": config.listen_zmq_urls}
+    listeners = {"zmq": list(node.listeners)}
     if config.log_json:
         log.info(
             "ready",
@@ -356,7 +394,7 @@ def announce(node: Supervisor) -> None:
                     "member-id": f"{node.identity.member:x}",
                     "cluster-id": f"{node.identity.cluster:x}",
                     "data-dir": node.data,
-                    "listen-zmq-urls": config.listen_zmq_urls,
+                    "listen-zmq-urls": list(node.listeners),
                     "security": "none: no TLS, no authentication",
                     "took-seconds": round(time.monotonic() - node.began, 3),
                 }
@@ -372,7 +410,7 @@ def announce(node: Supervisor) -> None:
         f"  data       {node.data}",
     ]
     for name, urls in listeners.items():
-        lines.append(f"  {name:10} {' '.join(urls)}")
+        lines.append(f"  {name:10} {' '.join(urls) or 'not served'}")
     lines += [
         "  security   no TLS, no authentication: reachable from this machine only"
         if all("127.0.0.1" in u or "localhost" in u or "[::1]" in u for u in config.listen_zmq_urls)
