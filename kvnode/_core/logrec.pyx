@@ -18,7 +18,7 @@ behind the other from offset 0 of a segment. Integers little-endian:
     48 data                hard state: u64 vote; snapshot and head: see wal/state.py
 
 Hard state of term 7, vote 2, commit 9, first record of a segment of seed 0 (bytes 0..55):
-    d3c76014 00000000 4b8de5d3 08000000 4b4c0300 00000000 0900000000000000 0700000000000000
+    c2b776b2 00000000 c448501e 08000000 4b4c0300 00000000 0900000000000000 0700000000000000
     0000000000000000 0200000000000000
 
 Invariants

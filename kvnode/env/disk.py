@@ -12,12 +12,13 @@ import os
 import secrets
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
-
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING, Any
 
 from kvnode._core.logwriter import LogWriter
 from kvnode.base.limits import MIB
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 class RealDisk:

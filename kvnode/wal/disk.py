@@ -7,11 +7,12 @@ Handles are small integers. All calls raise OSError; `pwrite` writes everything 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
-
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kvnode.base.errors import DiskError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 class NoSpaceError(DiskError):

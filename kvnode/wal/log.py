@@ -30,9 +30,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING, Any
 
 from kvnode._core.logrec import (
     CONFIGURATION,
@@ -62,7 +60,11 @@ from kvnode.wal.state import (
     with_snapshot,
 )
 
-Entry = tuple[int, int, int, Buffer]
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    Entry = tuple[int, int, int, Buffer]
+
 SEGMENT_BYTES_MIN = 4096
 
 
@@ -255,12 +257,15 @@ class Log:
         Entries above stay when the log holds `index` with this `term`; else the log is empty
         behind the snapshot. Durability: its ticket; rename CURRENT only after that.
         """
-        last = self._table.last if self.term(index) == term else index
-        last = max(last, index)
+        assert index > self._state.snapshot_index, "snapshots only go forward"
+        kept = self.term(index) == term
+        last = max(index, self._table.last) if kept else index
         body = encode_snapshot(last, configuration, configuration_index, generation)
         self._record(SNAPSHOT, index, term, body)
         self._table.restart(index, term, last)
-        self._lower_durable(last)
+        if not kept:
+            # Durable up to the snapshot only with this record's ticket.
+            self._lower_durable(index - 1)
         self._state = with_snapshot(
             self._state, index, term, configuration, configuration_index, generation
         )
@@ -395,7 +400,7 @@ class Log:
         self._spares.retry()
 
     def in_flight_age_us(self) -> int:
-        """How long the oldest unfinished write is under way; heartbeats stop when it is too long."""
+        """Age of the oldest unfinished write, 0 when idle: too old stops the heartbeats."""
         return self._writer.in_flight_age_us()
 
     def stats(self) -> dict[str, Any]:
@@ -455,6 +460,8 @@ class Log:
             return False
         head = record_bytes(len(encode_head(self._segments[-1], self._state, 0, 0)))
         sizes: list[int] = []
+        if fresh and offset + record_bytes(lengths[0]) + HEADER_BYTES > self._segment_bytes:
+            self._spares.extend(self._segments[-1].handle, offset + record_bytes(lengths[0]))
         for n in lengths:
             if not fresh and offset + record_bytes(n) + HEADER_BYTES > self._segment_bytes:
                 sizes.append(head)

@@ -26,6 +26,7 @@ it synced; such a loss is taken for a torn tail.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 from kvnode._core.logrec import (
@@ -93,10 +94,11 @@ def list_segments(disk: Disk, folder: str) -> list[Segment]:
                 f"{folder}/{name}",
             )
     found.sort(key=lambda s: s.number)
-    for a, b in zip(found, found[1:], strict=False):
+    for a, b in itertools.pairwise(found):
         if b.number != a.number + 1:
             raise CorruptionError(
-                f"segment {a.number} is followed by {b.number}, those between are missing; {ADVICE}",
+                f"segment {a.number} is followed by {b.number}: those between are missing; "
+                f"{ADVICE}",
                 b.path,
             )
     return found

@@ -13,6 +13,7 @@ Invariants
 
 from __future__ import annotations
 
+import re
 from collections import deque
 
 from kvnode.wal.disk import Disk, Job, NoSpaceError
@@ -20,6 +21,7 @@ from kvnode.wal.state import Segment
 
 PREFIX = "spare-"
 FRESH = ".fresh"
+NAME = re.compile(rf"{PREFIX}[0-9a-f]{{1,15}}({FRESH})?")
 
 
 class Spares:
@@ -39,7 +41,7 @@ class Spares:
     def adopt(self) -> None:
         """Takes over the spares of a former life, deletes those half made."""
         for name in self._disk.listdir(self._folder):
-            if not name.startswith(PREFIX):
+            if not NAME.fullmatch(name):
                 continue
             path = f"{self._folder}/{name}"
             handle = self._disk.open(path)
@@ -105,10 +107,18 @@ class Spares:
                 if size > self._bytes:
                     self._disk.allocate(handle, size)
         except OSError as e:
-            self.error = e
-            raise NoSpaceError(
-                f"no room for another log segment in {self._folder}: {e.strerror}"
-            ) from e
+            raise self._no_space(e) from e
+
+    def extend(self, handle: int, size: int) -> None:
+        """Reserves blocks for a record larger than its segment; NoSpaceError."""
+        try:
+            self._disk.allocate(handle, size)
+        except OSError as e:
+            raise self._no_space(e) from e
+
+    def _no_space(self, e: OSError) -> NoSpaceError:
+        self.error = e
+        return NoSpaceError(f"no room for another log segment in {self._folder}: {e.strerror}")
 
     def take(self) -> tuple[str, int]:
         """A spare (path, handle); `reserve` was called."""
