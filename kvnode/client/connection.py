@@ -29,6 +29,9 @@ from kvnode.wire import native
 from kvnode.wire.native import Hello, HelloOk, Opcode
 
 LIFE_HEARTBEATS = 3
+STALE_HEARTBEATS = 2
+"""A gateway drops clients that were silent for longer than this."""
+
 HEARTBEAT_SECONDS_DEFAULT = 5.0
 SEND_MESSAGES_MAX = 16384
 """libzmq's HWM counts messages: the bytes are bounded by the credit."""
@@ -157,7 +160,7 @@ class Connection:
 
     def stale(self) -> bool:
         """True when nothing was said for so long that the gateway may have dropped us."""
-        return time.monotonic() - self.last_sent > LIFE_HEARTBEATS * self.heartbeat
+        return time.monotonic() - self.last_sent > STALE_HEARTBEATS * self.heartbeat
 
     def close(self, goodbye_session: int = -1) -> None:
         """Closes the socket; with a session (0 = none) says GOODBYE first.

@@ -29,6 +29,7 @@ from enum import Enum
 from kvnode.base.codes import Code, Kind
 from kvnode.base.errors import CallerError, DecodeError, RequestError, UnavailableError
 from kvnode.client.connection import Connection, ConnectionLost
+from kvnode.client.messages import number_field
 from kvnode.wire import native
 from kvnode.wire.native import Hello, Opcode
 
@@ -56,6 +57,11 @@ _PASSING = frozenset({Code.UNAVAILABLE, Code.NO_LEADER, Code.TIMEOUT, Code.STOPP
 
 _PERHAPS = frozenset({Code.UNAVAILABLE, Code.TIMEOUT, Code.STOPPED})
 """Answers to a write that may have been proposed before."""
+
+
+def encode_session_close(session: int) -> bytes:
+    """kvnodepb.SessionClose."""
+    return number_field(1, session)
 
 
 def _backoff(attempts: int) -> float:
@@ -235,7 +241,11 @@ class Engine:
         self._open_sequences.discard(pending.sequence)
 
     def close(self) -> None:
-        """Says GOODBYE; open requests become UNKNOWN or NOT_SENT."""
+        """Ends the session, says GOODBYE; open requests become UNKNOWN or NOT_SENT.
+
+        Does not wait for the end of the session: should it get lost, the session ends as an idle
+        one.
+        """
         if self._closed:
             return
         self._closed = True
@@ -243,9 +253,13 @@ class Engine:
             return
         for pending in [*self._sent.values(), *self._queue]:
             self.abandon(pending, "the client was closed")
-        if self._connection is not None:
-            self._connection.close(goodbye_session=self._session)
-            self._connection = None
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            if self._session:
+                body = encode_session_close(self._session)
+                item = (self._take_id(), Kind.SESSION_CLOSE, 0, body)
+                connection.send(native.encode_requests(0, 0, [item]))
+            connection.close(goodbye_session=self._session)
 
     # --- connections ------------------------------------------------------------------------------
 

@@ -199,6 +199,7 @@ class FakeNode:
         self.messages: list[int] = []  # requests in each REQUESTS message
         self.pings = 0
         self.goodbyes: list[int] = []
+        self.closed_sessions: list[int] = []
         self.inflight_max = 0
         self.violations: list[str] = []
         self._stop = False
@@ -282,7 +283,7 @@ class FakeNode:
         if peer not in self._session_of:
             self._say(peer, native.encode_error(Code.MALFORMED, "HELLO comes first"))
             return
-        if header.session != self._session_of[peer]:
+        if header.session not in (0, self._session_of[peer]):
             self.violations.append(f"session {header.session}")
         requests = list(native.decode_requests(message, header.items))
         self.messages.append(len(requests))
@@ -317,6 +318,10 @@ class FakeNode:
         self, peer: bytes, request: native.Request, session: int
     ) -> tuple[int, int, int, bytes]:
         self._inflight[peer] -= len(request.body) + native.ITEM_BYTES
+        if request.kind == Kind.SESSION_CLOSE:
+            message = kvnodepb_pb2.SessionClose.FromString(request.body)
+            self.closed_sessions.append(message.session)
+            return request.id, 0, 0, b""
         if self.refuse_next:
             code = self.refuse_next.pop(0)
             if code is Code.OUTCOME_UNKNOWN:
