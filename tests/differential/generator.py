@@ -48,10 +48,17 @@ Step = list[Op]
 
 
 class Generator:
-    """Makes the steps of one run. `revision` is what the servers said last; see `heard`."""
+    """Makes the steps of one run. `revision` is what the servers said last; see `heard`.
 
-    def __init__(self, seed: int, txn_ops_max: int = TXN_OPS_MAX) -> None:
+    server_limits: also requests that a server refuses before its state machine sees them (too
+    large, or an operation with nothing in it).
+    """
+
+    def __init__(
+        self, seed: int, txn_ops_max: int = TXN_OPS_MAX, server_limits: bool = True
+    ) -> None:
         self.random = random.Random(seed)
+        self.server_limits = server_limits
         self.txn_ops_max = txn_ops_max
         self.revision = 1
         self.compacted = 0
@@ -98,7 +105,8 @@ class Generator:
     def value(self) -> bytes:
         """A value, equal to another key's more often than not; rarely a large or too large one."""
         if self.chance(0.002):
-            return self.random.choice((b"B" * 70_000, b"C" * (1 << 20), b"D" * (1600 << 10)))
+            sizes = (70_000, 1 << 20, 1600 << 10 if self.server_limits else 65_536)
+            return b"B" * self.random.choice(sizes)
         if self.chance(0.3):
             self._count += 1
             return b"n%d" % self._count
@@ -246,7 +254,7 @@ class Generator:
         self, depth: int, fresh: Callable[[], bytes] | None, from_key_delete: bool
     ) -> pb.RequestOp:
         roll = self.random.random()
-        if roll < 0.01:
+        if roll < 0.01 and self.server_limits:
             return pb.RequestOp()
         if roll < 0.40:
             put = self.put(plain=from_key_delete or depth > 0)

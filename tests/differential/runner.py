@@ -12,6 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -35,6 +36,8 @@ METHODS = {
     Kind.COMPACT: "Compact",
 }
 CALL_SECONDS_MAX = 60.0
+LINE_CHARS_MAX = 3000
+_RUN = re.compile(r"(\w)\1{11,}")
 
 
 class Answer(NamedTuple):
@@ -221,15 +224,20 @@ def shorten(steps: list[Step], reference: Start, subject: Start, seconds_max: fl
 
 def show(op: Op) -> str:
     """A request on one line."""
-    text = text_format.MessageToString(op.message, as_one_line=True)
-    return f"{op.kind.name} {{{text if len(text) < 2000 else text[:2000] + '...'}}}"
+    return f"{op.kind.name} {{{_line(op.message)}}}"
 
 
 def show_answer(answer: Answer) -> str:
     """An answer on one line."""
-    if answer.response is None:
-        return f"status {answer.grpc} {answer.text!r}"
-    return text_format.MessageToString(answer.response, as_one_line=True)[:4000]
+    return f"status {answer.grpc} {answer.text!r}" if answer.response is None else _line(
+        answer.response
+    )
+
+
+def _line(message: Any) -> str:
+    """A message as text; runs of one byte, as in long keys and values, as `X*length`."""
+    text = text_format.MessageToString(message, as_one_line=True)
+    return _RUN.sub(lambda run: f"{run[1]}*{len(run[0])}", text)[:LINE_CHARS_MAX]
 
 
 def explain(seed: int, report: Report, reference: Start, subject: Start,

@@ -15,7 +15,8 @@ import pytest
 
 from kvnode.proto import rpc_pb2 as pb
 from tests.differential import runner
-from tests.differential.generator import Generator, Step
+from tests.differential.generator import TXN_OPS_MAX, Generator, Step
+from tests.differential.oracle import OracleTarget
 from tests.differential.runner import Answer, EtcdTarget, KvnodeTarget, Report, Start, Target
 from tests.support.etcd import Etcd, find, why_missing
 from tests.support.node import Node
@@ -80,6 +81,27 @@ def test_etcd_agrees_with_etcd(tmp_path: Path) -> None:
     # A generator that only meets errors, or never meets them, tests nothing.
     assert report.texts[""] > report.requests * 0.6
     assert len(report.texts) > 8
+
+
+@pytest.mark.xfail(
+    strict=False,
+    reason="the model's range lacks Go's order of ties above 12 rows, and etcd's cut to limit + 1 "
+    "rows by key before it sorts by a target without an order",
+)
+@pytest.mark.parametrize("seed", [21, 22])
+def test_the_oracle_answers_as_etcd(tmp_path: Path, seed: int) -> None:
+    @contextlib.contextmanager
+    def model() -> Iterator[Target]:
+        yield OracleTarget(TXN_OPS_MAX)
+
+    start = etcd_start(tmp_path)
+    seed = int(os.environ.get("KVNODE_SEED", seed))
+    generator = Generator(seed, server_limits=False)
+    with start() as reference, model() as subject:
+        steps = (generator.step() for _ in range(300))
+        report = runner.compare(steps, reference, subject, generator.heard)
+    assert report.mismatch is None, f"seed {seed}: {report.mismatch}"
+    assert report.requests > 800
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -19,6 +19,7 @@ from tests.support.process import Server, descendants, free_ports
 ROOT = Path(__file__).resolve().parents[2]
 CLI = [sys.executable, "-m", "kvnode.cli.main"]
 VERIFY_SECONDS_MAX = 300
+ROLES = ("gateway", "consensus", "applier")
 
 
 def _is_ready(line: str) -> bool:
@@ -53,13 +54,13 @@ class Node(Server):
         )
 
     def process_ids(self) -> dict[str, int]:
-        """Name (last word of the process title) to id, of the processes below the supervisor."""
+        """Role (gateway0, consensus, applier, as the process titles say) to process id."""
         named = {}
         for pid in descendants(self.pid):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().split()
-            role = next((w.rstrip(":") for w in words if w.rstrip(":0123456789-") in _ROLES), "")
-            if role:
-                named[role] = pid
+            title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            words = title.split()
+            if len(words) > 1 and words[0] == "kvnode:" and words[1].startswith(ROLES):
+                named[words[1]] = pid
         return named
 
     def kill_process(self, role: str) -> int:
@@ -76,6 +77,3 @@ class Node(Server):
         )
         assert done.returncode == 0, f"kvnode verify: {done.returncode}\n{done.stdout}{done.stderr}"
         return done.stdout
-
-
-_ROLES = ("gateway", "consensus", "applier")
