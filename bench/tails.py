@@ -6,8 +6,8 @@ alternation; etcd's own ratio stands beside it for comparison.
 
 quiet        10,000 keys, no other load
 many keys    --large-keys keys
-checkpoint   5,000 new random keys a second beside, in batches of 100: each checkpoint (one a second)
-             then has pages all over the tree to write
+checkpoint   5,000 new random keys a second beside, in batches of 100: each checkpoint (one a
+             second) then has pages all over the tree to write
 compaction   a million revisions of the small key space, compacted at the head during the run
 defrag       a defragmentation of that during the run
 """

@@ -48,7 +48,7 @@ def feed(endpoint: str, bodies: Iterable[bytes], kind: Kind = Kind.PUT_BATCH,
         if message.opcode != ANSWERS:
             return
         at = 0
-        for _ in range(message.count):
+        for _ in range(message.requests):
             number, size, code, _, _, _ = ANSWER.unpack_from(message.body, at)
             at += ANSWER.size
             if code:

@@ -32,10 +32,10 @@ CONNECT_SECONDS_MAX = 10.0
 
 
 class Message(NamedTuple):
-    """A native message: its opcode, count and what follows the header."""
+    """A native message: its opcode, its header's count, and what follows the header."""
 
     opcode: int
-    count: int
+    requests: int
     body: memoryview
 
 
@@ -77,7 +77,7 @@ class Connection:
         """One native message of a header and `parts`. Blocking."""
         size = HEADER.size + sum(map(len, parts))
         head = frame(size) + HEADER.pack(MAGIC, opcode, 0, 0, count, 0, 0, 0)
-        left = [memoryview(head), *map(memoryview, parts)]
+        left: list[memoryview] = [memoryview(head), *(memoryview(part) for part in parts)]
         while left:
             sent = self.sock.sendmsg(left)
             while left and sent >= len(left[0]):
