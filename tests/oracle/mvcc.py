@@ -35,6 +35,7 @@ from tests.oracle.requests import (
 )
 
 ALARMS_MAX = 256
+OUTCOME_BYTES_MAX = 4096
 HASH_MULTIPLIER = 0x9E3779B97F4A7C15
 
 # tags of state hash events
@@ -313,7 +314,7 @@ class Mvcc:
         writer = Writer(self.revision + 1)
         deleted, rest = self.do_delete(writer, req)
         self.revision += deleted > 0
-        outcome = self.outcome(req.kind, req.prev_kv and deleted > 0) + varint(deleted)
+        outcome = self.outcome(req.kind, req.prev_kv and deleted > 0, varint(deleted))
         return sub(1, self.head(self.revision)) + rest, outcome
 
     def range_request(self, req: Range) -> tuple[bytes, bytes]:
@@ -332,7 +333,7 @@ class Mvcc:
         executed = self.execute(writer, path)
         self.revision += writer.sub > 0
         body = sub(1, self.head(self.revision)) + executed.body
-        return body, self.outcome(req.kind, executed.partial) + executed.outcome
+        return body, self.outcome(req.kind, executed.partial, executed.outcome)
 
     def compact(self, revision: int) -> tuple[bytes, bytes]:
         self.check_alarms(writes=False)
@@ -404,9 +405,8 @@ class Mvcc:
         body += b"".join(sub(2, num(1, i) + num(2, c)) for i, c in refused)
         body += num(3, first) + num(4, last) + num(5, applied)
         listed = b"".join(varint(i) + varint(c) for i, c in refused)
-        outcome = self.outcome(kind, False) + varint(first) + varint(applied)
-        outcome += varint(len(refused)) + listed
-        return body, outcome
+        tail = varint(first) + varint(applied) + varint(len(refused)) + listed
+        return body, self.outcome(kind, False, tail)
 
     def check_alarms(self, *, writes: bool) -> None:
         kinds = {alarm for alarm, _ in self.alarms}
@@ -415,8 +415,10 @@ class Mvcc:
         if writes and 1 in kinds:
             raise Refused(Code.NO_SPACE)
 
-    def outcome(self, kind: int, partial: bool) -> bytes:
-        return varint(0) + varint(kind << 1 | partial) + varint(self.revision)
+    def outcome(self, kind: int, partial: bool, tail: bytes = b"") -> bytes:
+        partial = partial or len(tail) > OUTCOME_BYTES_MAX
+        head = varint(0) + varint(kind << 1 | partial) + varint(self.revision)
+        return head if partial else head + tail
 
     # --- transactions
 

@@ -282,7 +282,8 @@ class GroupResult:
     incarnation: int
     state: int
     code: int
-    results: tuple[tuple[int, int, bytes], ...]  # (code, kind, body)
+    count: int
+    results: tuple[tuple[int, int, bytes], ...]  # (code, kind, body); none in state 2
 
 
 def decode_results(data: bytes) -> list[GroupResult]:
@@ -294,13 +295,13 @@ def decode_results(data: bytes) -> list[GroupResult]:
         at += 24
         end = at + size
         results = []
-        for _ in range(count):
+        for _ in range(count if state != 2 else 0):
             rcode, kind, _zero, length = struct.unpack_from("<BBHI", data, at)
             at += 8
             results.append((rcode, kind, bytes(data[at : at + length])))
             at += length
         assert at == end, "a result group's length is wrong"
-        out.append(GroupResult(slot, incarnation, state, code, tuple(results)))
+        out.append(GroupResult(slot, incarnation, state, code, count, tuple(results)))
     return out
 
 

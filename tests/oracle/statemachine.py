@@ -41,8 +41,6 @@ from tests.oracle.requests import (
     varint,
 )
 
-OUTCOME_BYTES_MAX = 4096  # a longer outcome keeps code, kind and revision only
-
 
 @dataclass
 class Session:
@@ -78,21 +76,21 @@ class StateMachine:
         if groups is None:
             self.mvcc.fold_event(EVENT_MALFORMED, index)
             return []
-        results = [self.group(group) for group in groups]
+        if any(group.flags & ~1 for group in groups):
+            self.mvcc.fold_event(EVENT_MALFORMED, index)
+            results = [refused(group, Code.UNKNOWN_FLAGS) for group in groups]
+        else:
+            results = [self.group(group) for group in groups]
         return [r for g, r in zip(groups, results, strict=True) if g.member == self.mvcc.member]
 
     def group(self, group: Group) -> GroupResult:
         try:
             state, results = self.run(group)
         except Ignored as refusal:
-            state = 2
-            results = [(int(refusal.code), int(r.kind), b"") for r in group.requests]
-            return GroupResult(group.slot, group.incarnation, 2, int(refusal.code), tuple(results))
-        return GroupResult(group.slot, group.incarnation, state, 0, tuple(results))
+            return refused(group, refusal.code)
+        return GroupResult(group.slot, group.incarnation, state, 0, len(results), tuple(results))
 
     def run(self, group: Group) -> tuple[int, list[tuple[int, int, bytes]]]:
-        if group.flags & ~1:
-            raise Ignored(Code.UNKNOWN_FLAGS)
         session = None
         if group.session:
             session = self.find(group)
@@ -101,7 +99,8 @@ class StateMachine:
         if group.auth_revision < self.auth_revision:
             raise Ignored(Code.AUTH_OLD_REVISION)
         done = [(r.kind, *self.execute(group, r)) for r in group.requests]
-        if group.session in self.sessions and session is not None:
+        session = self.sessions.get(group.session)  # a request may have closed it
+        if session is not None:
             self.keep(group, session, [outcome for _, _, _, outcome in done])
         return 0, [(int(code), int(kind), body) for kind, code, body, _ in done]
 
@@ -150,8 +149,6 @@ class StateMachine:
             code = refusal.code
             outcome = varint(code) + varint(request.kind << 1) + varint(self.mvcc.revision)
             return code, b"", outcome
-        if len(outcome) > OUTCOME_BYTES_MAX:
-            outcome = self.mvcc.outcome(request.kind, True)
         return Code.OK, body, outcome
 
     def dispatch(self, group: Group, request: Request) -> tuple[bytes, bytes]:
@@ -240,6 +237,10 @@ class StateMachine:
                 body + num(3, first) + num(4, revision if first else 0) + num(5, applied),
             )
         return 0, kind, head
+
+
+def refused(group: Group, code: Code) -> GroupResult:
+    return GroupResult(group.slot, group.incarnation, 2, int(code), len(group.requests), ())
 
 
 class Reader:
