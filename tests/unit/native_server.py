@@ -32,6 +32,7 @@ class Store:
 
     revision: int = 1
     compacted: int = 0
+    next_session: int = 1000
     keys: dict[bytes, Any] = field(default_factory=dict)
     sessions: dict[int, dict[int, bytes]] = field(default_factory=dict)
     executed: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -260,7 +261,8 @@ class FakeNode:
             return
         session = hello.session
         if hello.want_session and session not in self.store.sessions:
-            session = len(self.store.sessions) + 1000 + (1 if session else 0)
+            session = self.store.next_session
+            self.store.next_session += 1
             self.store.sessions[session] = {}
         self._session_of[peer] = session
         self._say(
