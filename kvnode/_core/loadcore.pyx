@@ -25,15 +25,15 @@ Keys: 32 hexadecimal digits of splitmix64 at 2*i and 2*i + 1 from the seed. seed
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_FromStringAndSize
 
 from kvnode._core.buf cimport (
     kv_buf, kv_buf_clear, kv_buf_free, kv_buf_grow, kv_buf_init, kv_buf_need, kv_load_be64,
-    kv_load_u32, kv_put_bytes, kv_store_be64, kv_store_u32, kv_store_u64, kv_varint_size,
+    kv_load_u32, kv_put_bytes, kv_store_be64, kv_store_u32, kv_varint_size,
     kv_varint_write,
 )
 
@@ -171,7 +171,7 @@ def key_text(uint64_t seed, uint64_t i):
 
 
 def encode_put_batches(const uint8_t[::1] records, size_t puts_per_batch):
-    """kvnodepb.PutBatch bodies of a file's records { u32 key length, u32 value length, key, value }.
+    """kvnodepb.PutBatch bodies of records { u32 key length, u32 value length, key, value }.
 
     Each holds `puts_per_batch` puts, the last one what is left. ValueError if a record is cut.
     """
@@ -400,8 +400,8 @@ cdef class Load:
 
     cdef int _send_due(self, uint64_t due) noexcept nogil:
         """One paced request over the next connection that has room."""
-        cdef uint32_t tries, c = 0
-        for tries in range(self.conn_count):
+        cdef uint32_t _try, c = 0
+        for _try in range(self.conn_count):
             c = self.next_conn
             self.next_conn = (c + 1) % self.conn_count
             if self.conns[c].idle_count:
@@ -431,7 +431,7 @@ cdef class Load:
         cdef uint32_t value = self.value_bytes if self.kind == KIND_PUT_ else 0
         cdef size_t body = 2 + KEY
         cdef size_t payload, frame
-        cdef uint32_t i, slot
+        cdef uint32_t _i, slot
         cdef uint8_t *d
         if value:
             body += 1 + kv_varint_size(value) + value
@@ -453,7 +453,7 @@ cdef class Load:
         d[4] = OP_REQUESTS
         kv_store_u32(d + 8, count)
         d += HEADER
-        for i in range(count):
+        for _i in range(count):
             conn.idle_count -= 1
             slot = conn.idle[conn.idle_count]
             self.begun[slot] = begun
@@ -546,7 +546,7 @@ cdef class Load:
 
     cdef int _take(self, Conn *conn, const uint8_t *p, size_t size) noexcept nogil:
         """One native message."""
-        cdef uint32_t count, i, slot, length
+        cdef uint32_t count, _i, slot, length
         cdef uint32_t base = <uint32_t>(conn - self.conns) * self.in_flight
         cdef const uint8_t *end = p + size
         cdef uint64_t now, us
@@ -562,7 +562,7 @@ cdef class Load:
         count = kv_load_u32(p + 8)
         p += HEADER
         now = now_ns()
-        for i in range(count):
+        for _i in range(count):
             if end - p < ANSWER:
                 return FAIL_PROTOCOL
             slot = kv_load_u32(p)
