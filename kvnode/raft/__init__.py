@@ -25,7 +25,7 @@ Take `ready()` after each turn of the loop until it returns None, and for each R
 6. `snapshot_requests`: make or find a snapshot for these members, bring its bytes over, call
    `send_snapshot` and at the end `report_snapshot`. Deliver a SNAPSHOT message to `step` only when
    the bytes are there and checked; its Ready says `snapshot`, the state machine installs it after
-   the record is durable.
+   the record is durable, in place of all spans handed out before it.
 
 The storage may drop entries that are applied, but through the log's queue: what was handed out
 before them (a configuration among it) is durable first.

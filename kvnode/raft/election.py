@@ -5,6 +5,11 @@ Caller: `node`. Own votes count only when they are durable (R3), so even a sole 
 term moves because of a member that was cut off. A member that heard from its leader within the
 last election timeout ignores both kinds of requests (check-quorum's other half, and the promise
 that lease reads stand on), unless the leader itself asked for the election.
+
+Configurations take force at their commit, so whether a member knows of a commit may decide whether
+it can win: a member that needs the vote of one who was just demoted, and whose log is longer, would
+ask in vain for ever. Requests and refusals therefore carry an entry known to be committed; whoever
+has that entry in its log knows it too.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvnode.base.ids import MemberID, Term
+from kvnode.raft import replication
 from kvnode.raft.progress import REPLICATE, SNAPSHOT
 from kvnode.raft.quorum import VoteResult, joint_votes
 from kvnode.raft.types import (
@@ -55,12 +61,34 @@ def campaign(r: Raft, transfer: bool) -> None:
 
 def _ask_all(r: Raft, kind: int, term: Term, context: int) -> None:
     queue = r.messages_after_persist if kind == VOTE else r.messages
-    index, log_term = r.log.last_index, r.log.last_term
+    index, log_term, commit = r.log.last_index, r.log.last_term, r.log.committed
+    commit_term = r.log.term(commit)
     for member in r.configuration.all_voters():
         if member != r.id:
             queue.append(
-                Message(kind, member, r.id, term, index, log_term, context=context)
+                Message(
+                    kind, member, r.id, term, index, log_term, commit,
+                    context=context, commit_term=commit_term,
+                )
             )
+
+
+def refuse_vote(r: Raft, message: Message) -> None:
+    """Answer no, in the own term, and say what is committed."""
+    kind = PRE_VOTE_RESPONSE if message.type == PRE_VOTE else VOTE_RESPONSE
+    commit = r.log.committed
+    r.send(
+        Message(
+            kind, message.sender, r.id, r.term,
+            commit=commit, reject=True, commit_term=r.log.term(commit),
+        )
+    )
+
+
+def learn_commit(r: Raft, message: Message) -> None:
+    """A committed entry is committed whoever tells; matters only if it is in this log."""
+    if message.commit > r.log.committed and r.log.matches(message.commit, message.commit_term):
+        replication.commit_to(r, message.commit)
 
 
 def on_vote_durable(r: Raft) -> None:
@@ -75,6 +103,7 @@ def on_vote_request(r: Raft, message: Message) -> None:
     Learners answer too: a learner may have been promoted without knowing it yet, and its vote may
     be needed to elect the one who would tell it.
     """
+    learn_commit(r, message)
     pre = message.type == PRE_VOTE
     may_vote = (
         r.vote == message.sender
@@ -83,7 +112,7 @@ def on_vote_request(r: Raft, message: Message) -> None:
     )
     kind = PRE_VOTE_RESPONSE if pre else VOTE_RESPONSE
     if not may_vote or not r.log.is_up_to_date(message.index, message.log_term):
-        r.send(Message(kind, message.sender, r.id, r.term, reject=True))
+        refuse_vote(r, message)
         return
     # The term asked for, not the own one: the asker ignores answers to another campaign.
     answer = Message(kind, message.sender, r.id, message.term)
@@ -98,6 +127,7 @@ def on_vote_request(r: Raft, message: Message) -> None:
 
 def on_vote_response(r: Raft, message: Message) -> None:
     """A vote for or against the campaign under way."""
+    learn_commit(r, message)
     if r.role == Role.PRE_CANDIDATE:
         asked = Term(r.term + 1)
         expected = message.type == PRE_VOTE_RESPONSE and (message.reject or message.term == asked)

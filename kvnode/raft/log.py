@@ -109,7 +109,7 @@ class RaftLog:
         self.handed_applying = applied
         self.applied = applied
         # Marks of Readies not yet acknowledged:
-        # [number, last index that it makes durable, term, vote, tick when it was handed out].
+        # [number, last index that it makes durable, term, vote, tick when handed out, commit].
         self.in_flight: deque[list[int]] = deque()
         # A snapshot to install that is not durable yet.
         self.snapshot: Snapshot | None = None

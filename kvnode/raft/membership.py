@@ -7,7 +7,9 @@ covers the one before, so a member that has it never goes back by two configurat
 with auto_leave is left by its leader, or by the next one, as soon as the change is committed.
 
 A removed member is told the commit index once more before it is forgotten. A leader that is
-removed or demoted tells everybody, asks the best follower to campaign, and steps down.
+removed or demoted goes on, without counting itself, until a quorum of the others says that it knows
+the commit; then it asks the best follower to campaign and steps down. Earlier would be too early:
+the others would still need its vote.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from kvnode.raft.configuration import (
 )
 from kvnode.raft.errors import ConfigurationRefusedError, LearnerNotReadyError
 from kvnode.raft.progress import SNAPSHOT
+from kvnode.raft.quorum import joint_value
 from kvnode.raft.types import ENTRY_CONFIGURATION, Role
 
 if TYPE_CHECKING:
@@ -48,7 +51,9 @@ def propose(r: Raft, change: ConfigurationChange) -> tuple[Index, Term]:
 
 
 def _check_caught_up(r: Raft, member: MemberID) -> None:
-    progress = r.progress[member]
+    progress = r.progress.get(member)
+    if progress is None:
+        raise LearnerNotReadyError(f"member {member} is not a learner yet")
     lag = r.log.last_index - progress.match
     if not progress.recent_active or progress.state == SNAPSHOT or progress.match == 0:
         raise LearnerNotReadyError(f"learner {member} is not in sync with the leader")
@@ -91,10 +96,20 @@ def _switch(r: Raft, configuration: Configuration, index: Index) -> None:
     for member in configuration.members():
         if member != r.id and member not in r.progress:
             r.progress[member] = r.new_progress()
-    if not r.is_voter():
-        election.give_up_leadership(r)
-    elif r.transferee and r.transferee not in configuration.voters:
+    if r.transferee and r.transferee not in configuration.voters:
         r.transferee = MemberID(0)
+
+
+def maybe_step_down(r: Raft) -> None:
+    """A leader without a vote goes when the others can do without it."""
+    configuration, progress = r.configuration, r.progress
+    known = joint_value(
+        configuration.voters,
+        configuration.outgoing,
+        lambda member: progress[member].known_commit,
+    )
+    if known >= r.configuration_index:
+        election.give_up_leadership(r)
 
 
 def maybe_leave_joint(r: Raft) -> None:

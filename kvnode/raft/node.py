@@ -143,8 +143,11 @@ class Node(Raft):
         if self.role == Role.LEADER:
             self._tick_leader()
         elif self.election_elapsed >= self.random_election_ticks:
-            self.election_elapsed = 0
-            election.maybe_campaign(self)
+            if self.promotable():
+                self.election_elapsed = 0
+                election.maybe_campaign(self)
+            else:
+                self.leader = NO_MEMBER   # it can't be replaced from here, but it is not there
 
     def _tick_leader(self) -> None:
         config = self.config
@@ -186,7 +189,7 @@ class Node(Raft):
         """
         if self.role != Role.LEADER:
             return self._forward(data)
-        if self.transferee:
+        if self.transferee or not (self.sole or self.is_voter()):
             raise TransferringError(f"leadership is going to member {self.transferee}")
         size = len(data)
         held = self.uncommitted_bytes
@@ -221,7 +224,7 @@ class Node(Raft):
         """
         if self.role != Role.LEADER:
             raise NotLeaderError(self.leader)
-        if self.transferee:
+        if self.transferee or not self.is_voter():
             raise TransferringError(f"leadership is going to member {self.transferee}")
         return membership.propose(self, ConfigurationChange(changes, transition, context))
 
@@ -319,6 +322,7 @@ class Node(Raft):
         mark = self.log.persisted_to(number)
         if mark is None:
             return
+        self.durable_commit = Index(mark[5])
         if mark[2] != self.durable_term or mark[3] != self.durable_vote:
             self.durable_term = mark[2]
             self.durable_vote = mark[3]
@@ -381,7 +385,7 @@ class Node(Raft):
         if kind in (APPEND, HEARTBEAT):
             replication.stale_term_answer(self, message)
         elif kind == PRE_VOTE:
-            self.send(Message(PRE_VOTE_RESPONSE, message.sender, self.id, self.term, reject=True))
+            election.refuse_vote(self, message)
         return False
 
     def step_leader(self, message: Message) -> None:
@@ -394,6 +398,8 @@ class Node(Raft):
             else:
                 replication.on_heartbeat_response(self, message)
                 reads.on_round_answer(self, message)
+            if not self.is_voter():
+                membership.maybe_step_down(self)
         elif kind == PROPOSE:
             for entry in message.entries:
                 self._propose_for(entry)
@@ -485,7 +491,7 @@ class Node(Raft):
         if ready.needs_persist:
             self._ready_number = ready.number = self._ready_number + 1
             log.in_flight.append(
-                [ready.number, log.handed, self.term, self.vote, self.now]
+                [ready.number, log.handed, self.term, self.vote, self.now, self._commit_handed]
             )
         ready.soft_state = None
         if (self.leader, self.role) != self._soft_state_handed:

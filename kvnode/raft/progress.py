@@ -39,6 +39,7 @@ class Progress:
 
     __slots__ = (
         "acked_round",
+        "known_commit",
         "match",
         "next",
         "paused",
@@ -60,6 +61,7 @@ class Progress:
         self.pending_snapshot = 0        # index of the snapshot under way; 0: not chosen yet
         self.recent_active = False       # heard from since the last quorum check
         self.sent_commit = 0             # commit index the member was told last
+        self.known_commit = 0            # commit index that it said it knows
         self.acked_round = 0             # newest read round that it answered
         self.window: deque[tuple[int, int]] = deque()  # (last index, bytes) of APPENDs out
         self.window_bytes = 0

@@ -87,6 +87,7 @@ def on_append_response(r: Raft, message: Message) -> None:
     """A follower has taken, or refused, an APPEND or a snapshot."""
     progress = r.progress[message.sender]
     progress.recent_active = True
+    progress.known_commit = max(progress.known_commit, message.commit)
     if message.reject:
         _on_refusal(r, message, progress)
         return
@@ -122,6 +123,7 @@ def on_heartbeat_response(r: Raft, message: Message) -> None:
     """A member lives: try again what may have been lost on the way to it."""
     progress = r.progress[message.sender]
     progress.recent_active = True
+    progress.known_commit = max(progress.known_commit, message.commit)
     if progress.state == SNAPSHOT:
         return
     progress.paused = False
@@ -209,7 +211,7 @@ def on_append(r: Raft, message: Message) -> None:
 
 
 def _acknowledge(r: Raft, leader: MemberID, index: Index) -> None:
-    answer = Message(APPEND_RESPONSE, leader, r.id, r.term, index)
+    answer = Message(APPEND_RESPONSE, leader, r.id, r.term, index, commit=r.durable_commit)
     if index <= r.log.persisted:
         r.send(answer)
     else:
@@ -225,7 +227,10 @@ def on_heartbeat(r: Raft, message: Message) -> None:
         )
     commit_to(r, max(r.log.committed, message.commit))
     r.send(
-        Message(HEARTBEAT_RESPONSE, message.sender, r.id, r.term, context=message.context)
+        Message(
+            HEARTBEAT_RESPONSE, message.sender, r.id, r.term,
+            commit=r.durable_commit, context=message.context,
+        )
     )
 
 

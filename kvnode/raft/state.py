@@ -40,6 +40,7 @@ class Raft:
         "config",
         "configuration",
         "configuration_index",
+        "durable_commit",
         "durable_term",
         "durable_vote",
         "election_elapsed",
@@ -84,6 +85,7 @@ class Raft:
         # What of both is durable; equal to them but while a Ready is being written.
         self.durable_term: int = hard_state.term
         self.durable_vote: int = hard_state.vote
+        self.durable_commit: Index = hard_state.commit
         self.log = RaftLog(
             config.storage,
             config.snapshot_index,

@@ -124,11 +124,13 @@ class Message(NamedTuple):
     """What members say to each other; a field not named for a type is 0 or empty.
 
     APPEND            index, log_term: the entry before `entries`; commit
-    APPEND_RESPONSE   index: durable and equal up to there; reject: index of the APPEND refused,
-                      hint, log_term: where to look next
+    APPEND_RESPONSE   index: durable and equal up to there; commit: known durably; reject:
+                      index of the APPEND refused, hint, log_term: where to look next
     HEARTBEAT         commit: never above what the member is known to have; context: read round
-    *_RESPONSE        context: the round
-    VOTE, PRE_VOTE    index, log_term: the candidate's last entry; term: the term campaigned for
+    HEARTBEAT_RESPONSE  commit: known durably; context: the round
+    VOTE, PRE_VOTE    index, log_term: the candidate's last entry; term: the term campaigned for;
+                      commit, commit_term: an entry known to be committed
+    *VOTE_RESPONSE    reject: commit, commit_term, as above
     SNAPSHOT          snapshot: install it; delivered only when its bytes are there and checked
     PROPOSE           entries (without index and term); term 0
     READ_INDEX        context: the asker's number; term 0
@@ -146,6 +148,7 @@ class Message(NamedTuple):
     reject: bool = False
     hint: Index = Index(0)
     context: int = 0
+    commit_term: Term = Term(0)
     snapshot: Snapshot | None = None
 
 

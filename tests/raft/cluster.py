@@ -30,6 +30,7 @@ from kvnode.raft import (
     Ready,
     Role,
     Snapshot,
+    Span,
 )
 from kvnode.raft.types import SNAPSHOT
 from tests.raft.memory import MemoryStorage
@@ -142,6 +143,9 @@ class Cluster:
         """The oldest Ready being written becomes durable."""
         ready = member.writing.popleft()
         member.storage.persist(ready)
+        if ready.snapshot is not None:
+            while isinstance(member.to_apply[0], Span):
+                member.to_apply.popleft()   # the snapshot holds them, the log no more
         self.network.extend(ready.messages_after_persist)
         if acknowledge or not member.writing:
             member.node.on_persisted(ready.number)

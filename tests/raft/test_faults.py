@@ -193,7 +193,9 @@ class Life:
 
     def at_rest(self) -> bool:
         leader = self.cluster.leader()
-        if leader is None or not leader.node.term_committed():
+        if leader is None or leader.node.transferee or not leader.node.is_voter():
+            return False
+        if not leader.node.term_committed():
             return False
         members = leader.node.configuration.members()
         return all(
