@@ -403,6 +403,10 @@ class Log:
         """Age of the oldest unfinished write, 0 when idle: too old stops the heartbeats."""
         return self._writer.in_flight_age_us()
 
+    def last_progress_us(self) -> int:
+        """Monotonic microseconds of the writer's last sign of life."""
+        return self._writer.last_progress_us()
+
     def stats(self) -> dict[str, Any]:
         """The writer's counters and the log's extent."""
         return {

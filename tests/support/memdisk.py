@@ -139,6 +139,7 @@ class MemDisk:
         self.faults: dict[str, Callable[[int], None]] = {}
         self.calls: dict[str, int] = {}
         self.writers: list[MemWriter] = []
+        self.share = False  # reads give views, for tests that read one large file often
 
     def _call(self, name: str) -> None:
         self.calls[name] = self.calls.get(name, 0) + 1
@@ -199,7 +200,9 @@ class MemDisk:
     def size(self, handle: int) -> int:
         return len(self.handles[handle].data)
 
-    def read(self, handle: int, offset: int, size: int) -> bytes:
+    def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
+        if self.share:
+            return memoryview(self.handles[handle].data)[offset : offset + size]
         return bytes(self.handles[handle].data[offset : offset + size])
 
     def pwrite(self, handle: int, offset: int, data: Any) -> None:

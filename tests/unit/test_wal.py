@@ -168,6 +168,25 @@ def test_snapshot_is_durable_only_with_its_ticket() -> None:
     assert log.durable_index == 15
 
 
+def test_a_segment_stays_until_the_next_head_is_durable() -> None:
+    """The snapshot's record is durable, the copy of it in the new head is not yet."""
+    disk = MemDisk(lazy=True)
+    log = make(disk)
+    log.save_snapshot(50, 3, b"conf", 49, "g")
+    log.submit()
+    disk.writers[-1].step()
+    log.completed()
+    while len(log._segments) == 1:
+        log.save_hard_state(3, 1, 50)
+    log.submit()
+    assert log.cut(50) == 0
+    assert reopen(disk.crash(), known_durable_index=50).state.generation == "g"
+    disk.writers[-1].step()
+    log.completed()
+    assert log.cut(50) == 1
+    assert reopen(disk.crash(), known_durable_index=50).state.vote == 1
+
+
 def test_another_members_log_is_refused() -> None:
     disk = MemDisk()
     make(disk).close()

@@ -11,6 +11,7 @@ from random import Random
 
 import pytest
 
+from kvnode._core.logrec import find_proof
 from kvnode.base.errors import CorruptionError
 from kvnode.wal import tools
 from kvnode.wal.log import Log
@@ -127,7 +128,7 @@ def full_log(segment_bytes: int) -> tuple[MemDisk, str]:
 
 def flips(disk: MemDisk, path: str, places: list[int], rng: Random) -> tuple[int, int]:
     """(flips detected, flips behind the last record); any other outcome fails."""
-    file = disk.names[path]
+    file, disk.share = disk.names[path], True
     good = last_index_of(disk)
     scan = scan_log(disk, "/wal")
     is_last = scan.segments[-1].path == path
@@ -233,6 +234,26 @@ def test_segment_named_but_head_never_synced() -> None:
     lost.names[before].data[-2000:] = bytes(2000)
     with pytest.raises(CorruptionError):
         reopen(lost)
+
+
+def test_a_cut_zeroes_what_is_left_behind_it() -> None:
+    """Records behind the torn one came to the disk whole: no life after may find them."""
+    disk = MemDisk(11, lazy=True)
+    log = make(disk)
+    log.append(entries(1, 5))
+    end = log._encoder.offset
+    log.append(entries(6, 3))
+    log.submit()
+    disk.writers[-1].step(sync=False)
+    path, seed = log._segments[0].path, log._segments[0].seed
+    disk = disk.crash()
+    disk.names[path].data[end + 4] ^= 1
+    assert tools.verify(disk, "/wal").torn
+    log = reopen(disk)
+    assert log.last_index == 5
+    after = disk.crash(power=True).names[path].data
+    assert find_proof(after, end + 48, seed) == (-1, 0, end + 48)
+    assert tools.verify(disk, "/wal").closed
 
 
 def test_values_that_look_like_records_do_not_disturb() -> None:
