@@ -26,20 +26,21 @@ import sys
 from kvnode._core.sharedword import APPLIED, GENERATION, LIFE, READING, SharedWords
 from kvnode.base.codes import Code
 from kvnode.base.errors import CorruptionError, DiskError
-from kvnode.base.limits import MIB, SLICE_FREE_SECONDS
+from kvnode.base.limits import MIB
 from kvnode.env.clock import monotonic_us, random_u64
 from kvnode.env.link import GONE, KINDS, Endpoint, Peer
 from kvnode.env.store import Opened, open_for_write
 from kvnode.procs.loop import Loop
 from kvnode.procs.process import EXIT_FATAL, Start, begin
-from kvnode.state.machine import StateMachine
-from kvnode.wire.frames import ONE, PAIR, QUAD, Frame, Hello, Role, decode_entries, decode_hello
+from kvnode._core.machine import Machine
+from kvnode.wire.frames import ONE, PAIR, QUAD, Frame, Hello, Role, decode_hello, split_entries
 
 log = logging.getLogger("applier")
 
 APPLY_BYTES_MAX = 8 * MIB
+FREE_RECORDS = 500
 RECONNECT_SECONDS = 0.003
-Entry = tuple[int, int, int, memoryview]
+Entry = tuple[int, int, memoryview]  # index, term, the entry with its head
 
 
 class Applier:
@@ -51,8 +52,7 @@ class Applier:
         self.opened = opened
         self.incarnation = random_u64()
         self.words = SharedWords(start.layout.words)
-        self.machine = StateMachine(opened.store, start.member, start.cluster)
-        self.machine.set_limits(start.config.max_txn_ops)
+        self.machine = Machine(opened.store, start.member, start.cluster)
         self.held: list[Entry] = []
         self.border = 0
         self.border_term = 0
@@ -98,7 +98,7 @@ class Applier:
                 self.connect()
                 return
             if message.kind == Frame.ENTRIES:
-                self.hold(decode_entries(message.payload))
+                self.hold(split_entries(message.payload))
             elif message.kind == Frame.BORDER:
                 self.border, self.border_term = PAIR.unpack(message.payload)
 
@@ -127,7 +127,7 @@ class Applier:
             self.loop.after(0.002, lambda: None)
             return
         count = size = 0
-        for index, _, _, data in self.held:
+        for index, _, data in self.held:
             if index > self.border or (count and size + len(data) > APPLY_BYTES_MAX):
                 break
             count += 1
@@ -136,7 +136,9 @@ class Applier:
         del self.held[:count]
         last = batch[-1]
         assert last[0] < self.border or last[1] == self.border_term, "the border has another term"
-        results = self.machine.apply(batch)
+        results = self.machine.apply(
+            batch[0][2] if count == 1 else b"".join([entry[2] for entry in batch])
+        )
         self.opened.checkpointer.committed(self.machine.applied_index, size)
         self._publish()
         for incarnation, data in results:
@@ -155,7 +157,7 @@ class Applier:
     def _head(self) -> bytes:
         machine = self.machine
         return QUAD.pack(
-            machine.applied_index, machine.revision, machine.compact_revision,
+            machine.applied_index, machine.revision, max(0, machine.compact_revision),
             self.opened.generation,
         )
 
@@ -208,8 +210,7 @@ class Applier:
             reading = self.words.get(READING + number)
             if reading and (not lowest or reading < lowest):
                 lowest = reading
-        more = self.machine.free_slice(SLICE_FREE_SECONDS, lowest)
-        return more
+        return self.machine.free_some(FREE_RECORDS, lowest or None)
 
     def stop(self) -> None:
         """Ends with a checkpoint and the clean mark."""

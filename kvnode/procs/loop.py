@@ -126,6 +126,8 @@ class Loop:
                 if callback is not None:
                     called.add(fd)
                     callback()
+            if self._stopped:
+                return
             for source, callback in list(self._sources):
                 if source.fileno() not in called and source.pending():
                     callback()

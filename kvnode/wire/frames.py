@@ -97,18 +97,18 @@ def encode_entries(entries: list[tuple[int, int, int, bytes]]) -> list[bytes]:
     return parts
 
 
-def decode_entries(payload: bytes) -> list[tuple[int, int, int, memoryview]]:
-    """The entries of an ENTRIES payload; their data are views of it."""
+def split_entries(payload: bytes) -> list[tuple[int, int, memoryview]]:
+    """(index, term, the entry as it stands with its head) of each entry of an ENTRIES payload."""
     out = []
     view = memoryview(payload)
     at, end = 0, len(payload)
     while at < end:
         if end - at < ENTRY.size:
             raise DecodeError("ENTRIES ends inside an entry's head")
-        index, term, kind, size = ENTRY.unpack_from(view, at)
-        at += ENTRY.size
-        if end - at < size:
+        index, term, _, size = ENTRY.unpack_from(view, at)
+        stop = at + ENTRY.size + size
+        if stop > end:
             raise DecodeError("ENTRIES ends inside an entry's data")
-        out.append((index, term, kind, view[at : at + size]))
-        at += size
+        out.append((index, term, view[at:stop]))
+        at = stop
     return out
