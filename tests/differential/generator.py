@@ -72,7 +72,7 @@ class Generator:
         """The next requests to send together."""
         roll = self.random.random()
         if roll < 0.12:
-            return [self.write() for _ in range(self.random.choice((2, 3, 5, 8, 40, 150)))]
+            return [self.write() for _ in range(self.random.choice((2, 3, 5, 7, 40, 150)))]
         if roll < 0.20:
             return [self.range() for _ in range(self.random.choice((2, 5, 12)))]
         if roll < 0.45:

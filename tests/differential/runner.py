@@ -91,7 +91,11 @@ class EtcdTarget:
 
 
 class KvnodeTarget:
-    """A kvnode node over the native protocol; several requests of a step are one packed message."""
+    """A kvnode node over the native protocol.
+
+    The requests of a step leave in one message, in messages of a few, or each in its own, none
+    waiting for an answer: so a step is one log entry, or several that are under way together.
+    """
 
     def __init__(self, endpoint: str) -> None:
         from kvnode.base.errors import RequestError
@@ -105,7 +109,12 @@ class KvnodeTarget:
         if len(bodies) == 1:
             kind, body = bodies[0]
             return [self._answer(kind, lambda: self._client.call(kind, body))]
-        tickets = [self._client.submit(kind, body) for kind, body in bodies]
+        per_message = (len(bodies), 16, 1)[len(bodies) % 3]
+        tickets = []
+        for number, (kind, body) in enumerate(bodies, 1):
+            tickets.append(self._client.submit(kind, body))
+            if number % per_message == 0:
+                self._client.flush()
         self._client.flush()
         return [
             self._answer(kind, lambda ticket=ticket: self._client.wait(ticket))
