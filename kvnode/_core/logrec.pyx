@@ -9,7 +9,8 @@ behind the other from offset 0 of a segment. Integers little-endian:
      8 u32 data_crc        CRC32C of the data and its padding
     12 u32 length          bytes of data, without padding
     16 u16 magic           0x4c4b ("KL")
-    18 u8  kind            1 segment head, 2 entry, 3 hard state, 4 configuration, 5 snapshot, 6 mark
+    18 u8  kind            1 segment head, 2 entry, 3 hard state, 4 configuration, 5 snapshot,
+                           6 mark
     19 u8  entry_type      Raft's entry type; 0 for other kinds
     20 u32 zero
     24 u64 index           entry: its index; hard state: commit; snapshot: S; head: next index
@@ -35,7 +36,7 @@ Deliberately absent: files, and the decision what damage means (wal/recover.py).
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove, memset
 
 from kvnode._core.buf cimport (

@@ -56,6 +56,13 @@ cdef extern from "<time.h>" nogil:
     int CLOCK_MONOTONIC
     int clock_gettime(int clock, timespec *t)
 
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct sigset_t:
+        pass
+    int SIG_SETMASK
+    int sigfillset(sigset_t *s)
+    int pthread_sigmask(int how, const sigset_t *s, sigset_t *old)
+
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_t:
         pass
@@ -301,7 +308,13 @@ cdef class LogWriter:
         pthread_mutex_init(&self.s.lock, NULL)
         pthread_cond_init(&self.s.wake, NULL)
         self.s.progress_us = now_us()
-        if pthread_create(&self.s.thread, NULL, run, self.s) != 0:
+        # Signals are for the thread that runs Python's handlers and its poll loop.
+        cdef sigset_t all_signals, before
+        sigfillset(&all_signals)
+        pthread_sigmask(SIG_SETMASK, &all_signals, &before)
+        cdef int bad = pthread_create(&self.s.thread, NULL, run, self.s)
+        pthread_sigmask(SIG_SETMASK, &before, NULL)
+        if bad:
             raise DiskError("can't start the log's writer thread: the limit of threads is reached")
         self.closed = False
 

@@ -140,6 +140,8 @@ while True:
     while log.completed() < ticket:
         select.select([log.fileno()], [], [])
     log.cut(max(0, index - 12))
+    while len(os.listdir(sys.argv[1])) > 6:
+        log.completed()  # the background is behind: renames and their syncs
     os.write(1, b"%d\\n" % log.durable_index)
 """
 
