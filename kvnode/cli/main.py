@@ -21,7 +21,6 @@ from typing import Any
 import click
 
 from kvnode.base.errors import CallerError, DiskError, KvnodeError, RequestError
-from kvnode.base.errors import ConfigError as ConfigError
 from kvnode.cli.fault import EXIT_ERROR, EXIT_INTERRUPTED, EXIT_IO, Fault, hint_for
 
 # name: (group, module, attribute, one line)
@@ -97,6 +96,8 @@ def client_options(command: Any) -> Any:
 def _keep(ctx: click.Context, option: click.Parameter, value: Any) -> Any:
     if value is not None:
         assert option.name is not None
+        if option.name == "write_out":
+            value = value.removeprefix("=")  # -w=json, as etcdctl takes it
         ctx.ensure_object(dict)[option.name] = value
     return value
 
@@ -158,3 +159,7 @@ def _fail(what: str, hint: str, status: int) -> int:
 def main() -> None:
     """The console script."""
     sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

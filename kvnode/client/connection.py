@@ -19,10 +19,10 @@ No Python thread; libzmq's own I/O thread belongs to the process's one context.
 from __future__ import annotations
 
 import math
+import struct
 import time
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from kvnode.base.errors import DecodeError, PeerError
 from kvnode.wire import native
@@ -38,6 +38,7 @@ SEND_MESSAGES_MAX = 16384
 
 _CLOSE_LINGER_MS = 200
 _TAKE_MESSAGES_MAX = 256
+_EVENT = struct.Struct("=H")
 _LOST_EVENTS = (
     zmq.EVENT_DISCONNECTED
     | zmq.EVENT_CLOSED
@@ -134,7 +135,8 @@ class Connection:
         if self._socket in ready:
             return self._take()
         if self._monitor in ready:
-            event = recv_monitor_message(self._monitor)["event"]
+            # As zmq.utils.monitor reads it, which would import asyncio: 50 ms of a command's start.
+            (event,) = _EVENT.unpack_from(self._monitor.recv_multipart()[0])
             if event == zmq.EVENT_DISCONNECTED:
                 raise ConnectionLost(f"{self.endpoint}: connection closed by the node")
             raise ConnectionLost(f"{self.endpoint}: cannot connect")

@@ -250,7 +250,8 @@ def test_durations(text: str, seconds: float) -> None:
 
 
 def test_sizes_and_urls() -> None:
-    assert [parse_size(t) for t in ("1", "2K", "64MiB", "1 GB", 5)] == [1, 2048, 64 << 20, 1 << 30, 5]
+    sizes = [parse_size(t) for t in ("1", "2K", "64MiB", "1 GB", 5)]
+    assert sizes == [1, 2048, 64 << 20, 1 << 30, 5]
     assert zmq_endpoint(parse_url("tcp://localhost:5", ("tcp",))) == "tcp://127.0.0.1:5"
     assert default_zmq_url("http://127.0.0.1:1") == "tcp://127.0.0.1:4"
     assert parse_url("http://[::1]:5", ("http",)).is_loopback

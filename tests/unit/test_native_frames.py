@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvnode.base.codes import STATUS, Code, Kind
 from kvnode.base.errors import DecodeError
 from kvnode.proto import kvnodepb_pb2
 from kvnode.wire import native
@@ -162,3 +163,13 @@ def test_seeded_mutations() -> None:
                     at = rng.randint(0, len(data))
                     data[at:at] = rng.randbytes(rng.randint(1, 8))
         fuzz(bytes(data))
+
+
+def test_the_specification_lists_every_code_and_kind() -> None:
+    text = (ROOT / "docs" / "protocol.md").read_text()
+    for code in list(Code)[1:]:
+        grpc, sentence = STATUS[code]
+        assert f"| {code.value} | {code.name} | {grpc.name} | {sentence} |" in text
+    for kind in Kind:
+        if kind is not Kind.SESSION_OPEN:  # a gateway's own, by HELLO
+            assert f"| {kind.value} {kind.name} |" in text
