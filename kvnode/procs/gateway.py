@@ -24,6 +24,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 
 import uvloop
@@ -42,6 +43,7 @@ from kvnode.base.limits import (
 )
 from kvnode.env.clock import monotonic_us, random_u64
 from kvnode.env.link import GONE, KINDS, Endpoint, Message, Peer
+from kvnode.env.lmdbstore import LmdbStore
 from kvnode.env.store import open_for_read
 from kvnode.env.zmqlib import functions
 from kvnode.procs.greeting import CREDIT_BYTES, Greeter
@@ -141,8 +143,9 @@ class Gateway:
         self.open: dict[int, bytes] = {}
         self.session_ready = False
         self.stopping = False
+        self.failed = False
         self.reader: RangeReader | None = None
-        self.store: object | None = None
+        self.store: LmdbStore | None = None
         self.generation = 0
         self.read_need: int | None = None
         self.barrier_id = 0
@@ -286,6 +289,13 @@ class Gateway:
         elif kind == "request":
             self.greeter.on_request(*event[1:])
 
+    def on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        """A programmer's error ends the process: the supervisor starts a sound one."""
+        error = context.get("exception")
+        log.critical("the gateway ends", exc_info=error if isinstance(error, Exception) else None)
+        self.failed = True
+        loop.stop()
+
     # --- reads ----------------------------------------------------------------------------------
 
     def advance_reads(self) -> None:
@@ -364,7 +374,7 @@ class Gateway:
         if self.reader is not None:
             self.reader.close()
         if self.store is not None:
-            self.store.close()  # type: ignore[attr-defined]
+            self.store.close()
         self.store, self.generation = open_for_read(
             self.start.layout.state, self.config.quota_backend_bytes
         )
@@ -422,8 +432,8 @@ class Gateway:
                 self.loop.call_later(0.005, drained)
                 return
             self.words.set(READING + self.start.number, 0)
-            self.socket.close()
-            zmq.Context.instance().term()
+            self.loop.remove_reader(self.monitor.getsockopt(zmq.FD))
+            self.loop.remove_reader(self.socket.getsockopt(zmq.FD))
             self.loop.stop()
 
         drained()
@@ -436,8 +446,15 @@ def main() -> None:
     asyncio.set_event_loop(loop)
     gateway = Gateway(start, loop)
     loop.add_signal_handler(signal.SIGTERM, gateway.stop)
+    loop.set_exception_handler(gateway.on_exception)
     gateway.run()
     loop.run_forever()
+    if gateway.failed:
+        sys.exit(1)
+    # Answers that libzmq still holds leave within the socket's linger time.
+    gateway.socket.disable_monitor()
+    gateway.socket.close()
+    zmq.Context.instance().destroy(0)
 
 
 if __name__ == "__main__":

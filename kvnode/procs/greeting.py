@@ -150,9 +150,12 @@ class Greeter:
         words = gateway.words
         commit = words.get(COMMIT)
         size, used = 0, 0
-        if gateway.reader is not None:
-            gateway.reader.refresh()
-            size, used = gateway.reader.sizes()
+        if gateway.store is not None:
+            info = gateway.store.info()
+            size = (info["last_page"] + 1) * gateway.store.page_bytes
+            txn = gateway.store.begin_read()
+            used = txn.used_bytes()
+            txn.end()
         return rpcpb.StatusResponse(
             header=self.header(),
             version=__version__,
