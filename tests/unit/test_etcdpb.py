@@ -228,11 +228,17 @@ def test_wide_varint_is_refused_as_by_go():
         "12 04 2200 2200",
         "12 0b 2200 2207 1205 1203 0a0161",
         "12 0d 2207 1205 1203 0a0161 2200 5001",
-        "12 08 2201 12 2203 0a0161",  # one broken, though the two joined would parse
     ],
 )
 def test_repeated_members_merge_as_protobuf(text: str):
     compare_decoders(Kind.TXN, bytes.fromhex(text))
+
+
+def test_each_occurrence_must_be_well_framed():
+    """The two joined would parse, the first alone does not."""
+    assert compare_decoders(Kind.TXN, bytes.fromhex("12 09 2202 1203 2203 5a0161")) == (
+        Code.MALFORMED
+    )
 
 
 def nested(depth: int) -> bytes:
@@ -584,17 +590,21 @@ def test_duplicate_keys_as_the_twin(success: list[bytes], failure: list[bytes], 
         assert messages.check(Kind.TXN, body, limit) == oracle.check(Kind.TXN, body, limit)
 
 
-def test_many_puts_and_deletes_against_the_twin():
+def test_overlapping_deletes_as_the_twin():
     rng = random.Random(7)
-    for round_number in range(20):
-        ops = [put(b"p%06d" % i) for i in rng.sample(range(100_000), 300)]
-        for _ in range(100):
-            begin = rng.randrange(100_000)
-            width = rng.choice([0, 1, 3, 50 * (round_number % 2)])
-            ops.append(delete(b"p%06d" % begin, b"p%06d" % (begin + width) if width else b""))
+    seen = {Code.OK: 0, Code.DUPLICATE_KEY: 0}
+    for _ in range(400):
+        ops = [put(b"p%03d" % rng.randrange(1000))]
+        for _ in range(rng.randrange(30)):
+            begin = rng.randrange(1000)
+            width = rng.choice([0, 1, 3, 10, 10, 100])
+            ops.append(delete(b"p%03d" % begin, b"p%03d" % (begin + width) if width else b""))
         rng.shuffle(ops)
         body = txn(ops)
-        assert messages.check(Kind.TXN, body, 1000) == oracle.check(Kind.TXN, body, 1000)
+        code = Code(messages.check(Kind.TXN, body))
+        assert code == oracle.check(Kind.TXN, body)
+        seen[code] += 1
+    assert min(seen.values()) > 50, seen
 
 
 def test_huge_transactions_cost_no_quadratic_time():
