@@ -146,13 +146,14 @@ def test_ties_of_many_keys(target: int, order: int) -> None:
     """More keys than an insertion sort takes, few distinct values, limit and none."""
     rng = random.Random(target * 3 + order)
     w = Writer(MemStore())
+    values = (b"", b"s", b"s\0", b"s" * 15, b"s" * 16, b"s" * 17, b"s" * 21, b"s" * 15 + b"\0")
     for _ in range(40):
-        keys = rng.sample(range(600), 20)
-        w.write(*((b"key%03d" % i, rng.choice((b"same", b"s" * 20, b"s" * 21))) for i in keys))
+        w.write(*((b"key%03d" % i, rng.choice(values)) for i in rng.sample(range(600), 20)))
     for limit in (0, 7, 100):
         for keys_only in (False, True):
-            r = Request(b"k", b"l", limit, 0, order, target, keys_only)
-            assert in_txn(w, r) == oracle.execute(w.history, r)
+            for lowest in (0, 20):
+                r = Request(b"k", b"l", limit, 0, order, target, keys_only, False, lowest)
+                assert in_txn(w, r) == oracle.execute(w.history, r)
     w.close()
 
 
