@@ -8,6 +8,7 @@ cdef enum:
     WORD_LIFE = 2        # monotonic microseconds of the applier's last turn
     WORD_TERM = 3
     WORD_GENERATION = 4
+    WORD_DAMAGE = 5      # findings of the scrubber since the applier's start
     WORD_READING = 8     # + gateway number: lowest revision it is reading, 0 = none
     WORD_COUNT = 64
 

@@ -23,7 +23,7 @@ import os
 import signal
 import sys
 
-from kvnode._core.sharedword import APPLIED, GENERATION, LIFE, READING, SharedWords
+from kvnode._core.sharedword import APPLIED, DAMAGE, GENERATION, LIFE, READING, SharedWords
 from kvnode.base.codes import Code
 from kvnode.base.errors import CorruptionError, DiskError
 from kvnode.base.limits import MIB
@@ -32,6 +32,7 @@ from kvnode.env.link import GONE, KINDS, Endpoint, Peer
 from kvnode.env.store import Opened, open_for_write
 from kvnode.procs.loop import Loop
 from kvnode.procs.process import EXIT_FATAL, Start, begin
+from kvnode.procs.upkeep import Defragmenter, Scrub
 from kvnode._core.machine import Machine
 from kvnode.wire.frames import ONE, PAIR, QUAD, Frame, Hello, Role, decode_hello, split_entries
 
@@ -63,7 +64,12 @@ class Applier:
         self.consensus: Endpoint | None = None
         self.consensus_peer: Peer | None = None
         self.told_applied = 0
+        self.defragmenter = Defragmenter(self)
+        self.checkpoint_watch = -1
+        self.checkpoint_fd()
+        self.scrub = Scrub(self, start.config.scrub_period)
         self._publish()
+        loop.every(start.config.checkpoint_interval, lambda: None)
         loop.at_end(self.turn)
         loop.on_idle(self.idle)
 
@@ -101,6 +107,10 @@ class Applier:
                 self.hold(split_entries(message.payload))
             elif message.kind == Frame.BORDER:
                 self.border, self.border_term = PAIR.unpack(message.payload)
+            elif message.kind == Frame.FETCHED:
+                self.defragmenter.on_fetched(message.payload)
+            elif message.kind == Frame.HELLO:
+                self.defragmenter.on_new_consensus()
 
     def hold(self, entries: list[Entry]) -> None:
         """Keeps entries until the border passes them."""
@@ -175,9 +185,15 @@ class Applier:
             Frame.APPLIED,
             QUAD.pack(
                 machine.applied_index, machine.used_bytes(),
-                self.opened.checkpointer.index, machine.state_hash,
+                self.keep_from(), machine.state_hash,
             ),
         )
+
+    def keep_from(self) -> int:
+        """The log is needed from behind this index on."""
+        checkpoint = self.opened.checkpointer.index
+        building = self.defragmenter.keep_from
+        return checkpoint if building is None else min(checkpoint, building)
 
     # --- gateways -------------------------------------------------------------------------------
 
@@ -195,11 +211,43 @@ class Applier:
                 self.on_defrag(message.peer, number)
 
     def on_defrag(self, peer: Peer, number: int) -> None:
-        """Builds a compact generation beside the one in use."""
-        self.server.send(
-            peer, Frame.DEFRAGGED, ONE.pack(number),
-            int(Code.UNAVAILABLE).to_bytes(4, "little"), b"defragmentation is not built yet",
-        )
+        """Builds a compact generation beside the one in use; answers when it is in use."""
+
+        def done(code: int, text: bytes) -> None:
+            head = ONE.pack(number) + int(code).to_bytes(4, "little")
+            self.server.send(peer, Frame.DEFRAGGED, head, text)
+
+        self.defragmenter.begin(done)
+
+    def ask_log(self, kind: int, payload: bytes) -> None:
+        """A question to consensus; nothing while it is away (it is asked again)."""
+        if self.consensus is not None and self.consensus_peer is not None:
+            self.consensus.send(self.consensus_peer, kind, payload)
+
+    def on_switched(self, machine: Machine) -> None:
+        """Another generation is in use: everybody is told."""
+        self.machine = machine
+        self.checkpoint_fd(True)
+        self.scrub.restart()
+        self._publish()
+        self._tell_head()
+        self._tell_applied()
+
+    def tell_damage(self, found: int) -> None:
+        """Findings of the scrubber, for status and metrics."""
+        self.words.set(DAMAGE, found)
+
+    def checkpoint_fd(self, again: bool = False) -> None:
+        """Watches the checkpointer's descriptor (of another generation after a switch)."""
+        if again:
+            self.loop.remove(self.checkpoint_watch)
+        self.checkpoint_watch = self.opened.checkpointer.fileno()
+        self.loop.add(self.checkpoint_watch, self.on_checkpoint)
+
+    def on_checkpoint(self) -> None:
+        """A checkpoint ended: the log below it is no longer needed."""
+        if self.opened.checkpointer.poll():
+            self._tell_applied()
 
     # --- between batches ------------------------------------------------------------------------
 
@@ -214,6 +262,7 @@ class Applier:
 
     def stop(self) -> None:
         """Ends with a checkpoint and the clean mark."""
+        self.defragmenter.abandon()
         self.opened.close_clean(self.machine.applied_index)
         self.loop.stop()
 
@@ -227,6 +276,8 @@ def main() -> None:
             start.layout.state,
             mode="process_restart" if start.restart else "node_start",
             quota_bytes=start.config.quota_backend_bytes,
+            checkpoint_seconds=start.config.checkpoint_interval,
+            dirty_bytes=start.config.checkpoint_dirty_bytes,
         )
         applier = Applier(start, loop, opened)
     except (CorruptionError, DiskError) as error:

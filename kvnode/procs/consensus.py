@@ -68,6 +68,7 @@ log = logging.getLogger("consensus")
 
 SEND_BYTES = 4 * MIB
 BACKLOG_BYTES = 32 * MIB
+FETCH_BYTES = MIB
 ROOM_SLACK_BYTES = 64 * 1024
 
 
@@ -183,6 +184,8 @@ class Consensus:
                 self.gathered_bytes += len(message.payload)
             elif kind == Frame.APPLIED:
                 self.on_applied(*QUAD.unpack(message.payload))
+            elif kind == Frame.FETCH:
+                self.on_fetch(peer, *PAIR.unpack(message.payload))
             elif kind == Frame.READ_BARRIER:
                 (number,) = ONE.unpack(message.payload)
                 self.barrier_count += 1
@@ -222,6 +225,14 @@ class Consensus:
         made = self.space.on_used(used)
         if made is not None:
             self.proposals.append((None, made))
+
+    def on_fetch(self, peer: Peer, first: int, last: int) -> None:
+        """Entries for a generation that catches up."""
+        assert self.wal is not None
+        entries: list[tuple[int, int, int, bytes]] = []
+        if self.wal.first_index <= first <= last <= self.wal.last_index:
+            entries = self.wal.entries(first, last + 1, FETCH_BYTES)
+        self.server.send(peer, Frame.FETCHED, *encode_entries(entries))
 
     def on_tick(self) -> None:
         assert self.node is not None

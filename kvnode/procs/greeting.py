@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
 from kvnode import __version__
-from kvnode._core.sharedword import APPLIED, COMMIT, SOLE, TERM
+from kvnode._core.sharedword import APPLIED, COMMIT, DAMAGE, SOLE, TERM
 from kvnode.base.codes import Code, Kind
 from kvnode.base.limits import SESSION_WINDOW
 from kvnode.env.clock import random_u64
@@ -156,7 +156,9 @@ class Greeter:
             txn = gateway.store.begin_read()
             used = txn.used_bytes()
             txn.end()
+        damage = words.get(DAMAGE)
         return rpcpb.StatusResponse(
+            errors=[f"{damage} findings of damaged data, see the log"] if damage else [],
             header=self.header(),
             version=__version__,
             dbSize=size,

@@ -16,8 +16,10 @@ Payloads:
     APPLIED       u64 applied index, u64 used bytes, u64 checkpointed index, u64 state hash
     DEFRAG        u64 id            gateway to applier
     DEFRAGGED     u64 id, u32 code, text
+    FETCH         u64 first index, u64 last index: applier to consensus, for a new generation
+    FETCHED       entries from the first on, as many as fit one frame
     LEADER        u64 leader member id (0 = none), u64 term
-    REFUSED       u32 code, u32 zero, then u32 slots whose groups were not proposed
+    REFUSED       u64 code, then the batch that was not proposed
 
 Absent on purpose: object serialization of any kind. Every payload is fixed integers and bytes.
 """
@@ -47,6 +49,8 @@ class Frame(IntEnum):
     DEFRAGGED = 11
     LEADER = 12
     REFUSED = 13
+    FETCH = 14
+    FETCHED = 15
 
 
 class Role(IntEnum):

@@ -1,0 +1,196 @@
+"""What the applier does between batches: defragmentation and scrubbing.
+
+Role: `Defragmenter` drives a new generation beside the one in use until it has caught up with the
+log, and switches at a batch border; `Scrub` re-reads everything within the configured period.
+Caller: procs/applier, in its one thread.
+
+Invariants:
+  1. Writers never wait for more than one catch-up chunk (CATCH_UP_BYTES).
+  2. The log is kept from the new generation's applied index while it is being built.
+  3. An abandoned or interrupted build leaves the generation in use as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from kvnode._core.machine import Machine
+from kvnode.base.codes import Code
+from kvnode.base.errors import DiskError
+from kvnode.base.limits import MIB
+from kvnode.env.generation import GenerationBuilder, Retired
+from kvnode.env.scrub import Scrubber
+from kvnode.wire.frames import PAIR, Frame, split_entries
+
+if TYPE_CHECKING:
+    from kvnode.procs.applier import Applier
+
+log = logging.getLogger("applier")
+
+CATCH_UP_BYTES = MIB
+COPY_BYTES_PER_SECOND = 200 * MIB
+POLL_SECONDS = 0.05
+SCRUB_BYTES_PER_SECOND_MIN = MIB
+
+Done = Callable[[int, bytes], None]
+
+
+class Defragmenter:
+    """At most one defragmentation at a time; those who ask meanwhile get the same answer."""
+
+    def __init__(self, applier: Applier) -> None:
+        self.applier = applier
+        self.waiting: list[Done] = []
+        self.builder: GenerationBuilder | None = None
+        self.machine: Machine | None = None
+        self.retired: Retired | None = None
+        self.asked = 0
+
+    @property
+    def keep_from(self) -> int | None:
+        """The log must be kept from here, while a generation is being built."""
+        if self.builder is None:
+            return None
+        return self.machine.applied_index if self.machine is not None else self.builder.index
+
+    def begin(self, done: Done) -> None:
+        """Starts a compacting copy; `done(code, text)` is called when it is in use, or failed."""
+        self.waiting.append(done)
+        if self.builder is not None:
+            return
+        if self.retired is not None and not self.retired.poll():
+            self._end(Code.UNAVAILABLE, b"the generation before is still being read: try again")
+            return
+        self.retired = None
+        builder = GenerationBuilder(self.applier.opened, COPY_BYTES_PER_SECOND)
+        try:
+            builder.copy()
+        except DiskError as error:
+            self._end(Code.NO_SPACE, str(error).encode())
+            return
+        self.builder = builder
+        self.applier.loop.add(builder.fileno(), self.on_copied)
+
+    def on_copied(self) -> None:
+        """The copy is durable: it catches up with the log."""
+        builder = self.builder
+        assert builder is not None
+        descriptor = builder.fileno()
+        try:
+            if not builder.poll():
+                return
+        except DiskError as error:
+            self.applier.loop.remove(descriptor)
+            self.builder = None
+            self._end(Code.UNAVAILABLE, str(error).encode())
+            return
+        self.applier.loop.remove(descriptor)
+        assert builder.store is not None
+        start = self.applier.start
+        self.machine = Machine(builder.store, start.member, start.cluster)
+        self.ask()
+
+    def ask(self) -> None:
+        """Asks consensus for the next entries, or switches when there are none."""
+        machine, applier = self.machine, self.applier
+        assert machine is not None
+        if machine.applied_index == applier.machine.applied_index:
+            self.switch()
+            return
+        self.asked = machine.applied_index + 1
+        applier.ask_log(Frame.FETCH, PAIR.pack(self.asked, applier.machine.applied_index))
+
+    def on_fetched(self, payload: bytes) -> None:
+        """Entries of the log for the new generation."""
+        machine, builder = self.machine, self.builder
+        if machine is None or builder is None or not payload:
+            return
+        entries = split_entries(payload)
+        if entries[0][0] != machine.applied_index + 1:
+            return
+        last = self.applier.machine.applied_index
+        fitting = [entry[2] for entry in entries if entry[0] <= last]
+        if fitting:
+            machine.apply(b"".join(fitting), False)
+            assert builder.checkpointer is not None
+            builder.checkpointer.poll()
+            builder.checkpointer.committed()
+        self.ask()
+
+    def on_new_consensus(self) -> None:
+        """Consensus was started anew: what was asked is asked again."""
+        if self.machine is not None:
+            self.ask()
+
+    def switch(self) -> None:
+        """The new generation is where the old one is: it is the one in use from here on."""
+        builder, machine, applier = self.builder, self.machine, self.applier
+        assert builder is not None and machine is not None
+        before = applier.machine.used_bytes()
+        assert machine.state_hash == applier.machine.state_hash, "the copy went another way"
+        self.retired = builder.switch()
+        self.builder = self.machine = None
+        applier.on_switched(machine)
+        log.info(
+            "defragmented",
+            extra={"fields": {"generation": applier.opened.generation, "live-bytes": before}},
+        )
+        applier.loop.after(POLL_SECONDS, self.poll_retired)
+        self._end(Code.OK, b"")
+
+    def poll_retired(self) -> None:
+        """Deletes the old generation once its last reader has closed."""
+        if self.retired is not None and not self.retired.poll():
+            self.applier.loop.after(POLL_SECONDS, self.poll_retired)
+            return
+        self.retired = None
+
+    def abandon(self) -> None:
+        """Stops a build under way."""
+        if self.builder is not None:
+            self.machine = None
+            self.builder.abandon()
+            self.builder = None
+            self._end(Code.UNAVAILABLE, b"the node is stopping")
+
+    def _end(self, code: Code, text: bytes) -> None:
+        waiting, self.waiting = self.waiting, []
+        for done in waiting:
+            done(code, text)
+
+
+class Scrub:
+    """Passes over all stored data, each within about `period` seconds."""
+
+    def __init__(self, applier: Applier, period: float) -> None:
+        self.applier = applier
+        self.period = period
+        self.found = 0
+        self.scrubber: Scrubber | None = None
+        if period > 0:
+            self.restart()
+            applier.loop.after(1.0, self.turn)
+
+    def restart(self) -> None:
+        """A new pass, over the store in use now."""
+        if self.period <= 0:
+            return
+        applier = self.applier
+        rate = max(SCRUB_BYTES_PER_SECOND_MIN, int(applier.machine.used_bytes() / self.period) + 1)
+        self.scrubber = Scrubber(applier.opened.store, rate)
+
+    def turn(self) -> None:
+        """One slice, then the next when it is due."""
+        scrubber = self.scrubber
+        assert scrubber is not None
+        for finding in scrubber.slice():
+            self.found += 1
+            log.error(
+                "stored data is damaged: restore this member from a backup or another member",
+                extra={"fields": {"finding": str(finding), "path": str(self.applier.opened.folder)}},
+            )
+        if self.found:
+            self.applier.tell_damage(self.found)
+        self.applier.loop.after(max(0.005, scrubber.due_in()), self.turn)
