@@ -15,6 +15,7 @@ from kvnode.cli.fault import EXIT_ARGS, EXIT_ERROR, Fault, hint_for
 from kvnode.cli.main import client_options
 
 _DEFRAG_SECONDS = 600.0
+_FINDINGS_SHOWN = 20
 
 
 @click.command()
@@ -77,22 +78,41 @@ def _complain(text: str, error: Exception) -> None:
 @click.command()
 @click.argument("data_dir", metavar="DATA-DIR")
 def verify(data_dir: str) -> int:
-    """Checks the log and the storage of a stopped node, and changes nothing."""
+    """Checks the log and the storage of a stopped node; exit status 1 if something is damaged.
+
+    After a crash the storage is first rolled back to its checkpoint, as the next start would do.
+    """
     root = _existing(data_dir)
     state = root / "member" / "state"
     folder = _wal_folder(root)
-    sound = _verify_wal(folder)
     if not state.is_dir():
         raise Fault(f"{state} is missing: is {root} a kvnode data directory?", EXIT_ARGS)
-    return 0 if _verify_state(state) and sound else EXIT_ERROR
+    sound = _verify_state(state)
+    return 0 if _verify_wal(folder) and sound else EXIT_ERROR
 
 
 def _verify_state(state: Path) -> bool:
-    from kvnode.env import store
+    from kvnode.base.errors import CorruptionError
+    from kvnode.env.scrub import verify as verify_state
 
-    report = store.verify(str(state))  # type: ignore[attr-defined]
-    click.echo(f"state: {report.text()}", err=not report.ok)
-    return bool(report.ok)
+    try:
+        report = verify_state(state)
+    except CorruptionError as error:
+        click.echo(f"state: damaged: {error}", err=True)
+        return False
+    if not report.ok:
+        click.echo(f"state: damaged: {len(report.findings)} findings", err=True)
+        for finding in report.findings[:_FINDINGS_SHOWN]:
+            click.echo(f"       {finding}", err=True)
+        return False
+    totals = report.totals
+    click.echo(
+        f"state: sound: generation {report.generation}, applied index {report.index}, "
+        f"{totals.keys} keys ({totals.deleted_keys} deleted), {totals.records} records, "
+        f"{report.used_bytes} bytes"
+        + (", rolled back to its checkpoint" if report.rolled_back else "")
+    )
+    return True
 
 
 def _verify_wal(folder: Path) -> bool:
@@ -104,7 +124,7 @@ def _verify_wal(folder: Path) -> bool:
         report = tools.verify(disk, str(folder))
     finally:
         disk.shutdown()
-    click.echo(f"wal: {report.text()}", err=not report.ok)
+    click.echo(f"wal:   {report.text()}", err=not report.ok)
     return report.ok
 
 

@@ -29,7 +29,6 @@ from enum import Enum
 from kvnode.base.codes import Code, Kind
 from kvnode.base.errors import CallerError, DecodeError, RequestError, UnavailableError
 from kvnode.client.connection import Connection, ConnectionLost
-from kvnode.client.messages import number_field
 from kvnode.wire import native
 from kvnode.wire.native import Hello, Opcode
 
@@ -61,7 +60,7 @@ _PERHAPS = frozenset({Code.UNAVAILABLE, Code.TIMEOUT, Code.STOPPED})
 
 def encode_session_close(session: int) -> bytes:
     """kvnodepb.SessionClose."""
-    return number_field(1, session)
+    return b"\x08" + native.encode_varint(session)
 
 
 def _backoff(attempts: int) -> float:

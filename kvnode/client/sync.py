@@ -196,7 +196,7 @@ class Client:
         one_revision: all in one revision (keys must be unique, all or none), else one each, and a
         refused put is listed in `refused` while the others are applied.
         """
-        body = messages.batch(messages.put_request(key, value) for key, value in pairs)
+        body = messages.put_batch(pairs)
         kind = Kind.PUT_BATCH_ONE if one_revision else Kind.PUT_BATCH
         return decode(kind, self.call(kind, body, timeout))
 

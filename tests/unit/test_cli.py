@@ -10,6 +10,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -211,6 +212,27 @@ def test_status_and_defrag(kv: Run, node: FakeNode) -> None:
     assert done.status == 1
     assert done.out.startswith(f"Finished defragmenting kvnode member[{node.endpoint}]. ".encode())
     assert "Failed to defragment kvnode member[tcp://127.0.0.1:1]" in done.err
+
+
+def test_verify_of_a_new_state_and_of_damage(bare: Run, tmp_path: Path) -> None:
+    from kvnode.env.store import create_generation, set_current
+
+    state, wal = tmp_path / "member" / "state", tmp_path / "member" / "wal"
+    state.mkdir(parents=True)
+    wal.mkdir()
+    done = bare("verify", str(tmp_path))
+    assert (done.status, done.out) == (1, b"")
+    assert "no generation here" in done.err
+    create_generation(state, 1, 1 << 26)
+    set_current(state, 1)
+    done = bare("verify", str(tmp_path))
+    assert b"state: sound: generation 1, applied index 0, 0 keys" in done.out
+    assert b"wal:   sound" in done.out or "wal:   damaged" in done.err
+    checkpoint = next(p for p in (state / "00000001").iterdir() if "checkpoint" in p.name.lower())
+    checkpoint.write_bytes(b"x" * checkpoint.stat().st_size)
+    done = bare("verify", str(tmp_path))
+    assert done.status == 1
+    assert "state: damaged: " in done.err
 
 
 @pytest.mark.parametrize(
