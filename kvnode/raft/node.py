@@ -243,7 +243,11 @@ class Node(Raft):
             raise TransferringError(f"member {member} is not a voter")
         self.transferee = member
         self.election_elapsed = 0
-        replication.maybe_finish_transfer(self)
+        progress = self.progress[member]
+        if progress.match == self.log.last_index:
+            election.send_timeout_now(self, member)
+        elif progress.state != PROGRESS_SNAPSHOT:
+            replication.send_append(self, member, progress)   # finds out what was lost
 
     # Reads.
 

@@ -106,7 +106,9 @@ def on_append_response(r: Raft, message: Message) -> None:
     if news:
         maybe_commit(r)
     if r.role == Role.LEADER and r.transferee == message.sender:
-        maybe_finish_transfer(r)
+        # The transferee may campaign as soon as its log is complete.
+        if progress.match == r.log.last_index:
+            election.send_timeout_now(r, message.sender)
 
 
 def _on_refusal(r: Raft, message: Message, progress: Progress) -> None:
@@ -165,12 +167,6 @@ def commit_to(r: Raft, index: int) -> None:
         r.uncommitted_bytes -= uncommitted.popleft()[1]
     if r.role == Role.LEADER:
         membership.maybe_leave_joint(r)
-
-
-def maybe_finish_transfer(r: Raft) -> None:
-    """Tell the transferee to campaign as soon as its log is complete."""
-    if r.progress[r.transferee].match == r.log.last_index:
-        election.send_timeout_now(r, r.transferee)
 
 
 # The follower's side.

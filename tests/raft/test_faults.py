@@ -25,6 +25,10 @@ class Life:
     """One seed."""
 
     def __init__(self, seed: int) -> None:
+        # A storm: time runs faster, disks are slow, more crashes, cuts and changes of members.
+        self.storm = seed % 4 == 2
+        # Lease reads assume clocks of one pace, so all members tick together.
+        self.lease = seed % 5 == 1
         options = {
             "election_ticks": 6,
             "message_bytes_max": 40,
@@ -33,9 +37,10 @@ class Life:
             "uncommitted_bytes_max": 400,
             "tail_bytes_max": 60,
             "learner_lag_max": 8,
-            "read_lease": False,
+            "lease_drift_ticks": 1,
+            "read_lease": self.lease,
             "pre_vote": seed % 4 != 0,
-            "check_quorum": seed % 8 != 0,
+            "check_quorum": self.lease or seed % 8 != 0,
         }
         self.cluster = Cluster(3 if seed % 3 else 5, seed, **options)
         self.random = self.cluster.random
@@ -53,14 +58,16 @@ class Life:
         cluster, random = self.cluster, self.random
         dice = random.random()
         member = self.any_up()
-        if member is None or dice < 0.01:
+        if self.storm and random.random() < 0.15:
+            self.storm_step()
+        elif member is None or dice < 0.01:
             self.restart()
         elif dice < 0.45:
             for _ in range(random.randrange(1, 6)):
                 self.deliver()
         elif dice < 0.80:
             cluster.take_ready(member)
-            if member.writing and random.random() < 0.8:
+            if member.writing and random.random() < (0.5 if self.storm else 0.8):
                 cluster.persist_one(member, acknowledge=random.random() < 0.8)
             if member.to_apply and random.random() < 0.8:
                 cluster.apply_one(member)
@@ -68,7 +75,7 @@ class Life:
                     member.checkpoint = member.applied
         elif dice < 0.83:
             for each in cluster.members.values():
-                if each.up and random.random() < 0.8:
+                if each.up and (self.lease or random.random() < 0.8):
                     each.node.tick()
         elif dice < 0.93:
             self.propose(member)
@@ -87,6 +94,42 @@ class Life:
         else:
             self.restart()
         cluster.check()
+
+    def storm_step(self) -> None:
+        cluster, random = self.cluster, self.random
+        dice = random.random()
+        member = self.any_up()
+        if dice < 0.6 or member is None:
+            for each in cluster.members.values():
+                if each.up and (self.lease or random.random() < 0.8):
+                    each.node.tick()
+        elif dice < 0.68:
+            cluster.crash(member, random.randrange(len(member.writing) + 1))
+        elif dice < 0.8:
+            self.restart()
+        elif dice < 0.9:
+            self.cut()
+        else:
+            self.replace_members()
+
+    def replace_members(self) -> None:
+        """Change most of the voters at once, through a joint phase."""
+        leader = self.cluster.leader()
+        if leader is None:
+            return
+        voters = leader.node.configuration.voters
+        changes = [Change(ChangeType.REMOVE, member) for member in voters[1:]]
+        for member in self.random.sample(range(1, 8), 4):
+            if MemberID(member) not in voters:
+                changes.append(Change(ChangeType.ADD_VOTER, MemberID(member)))
+        try:
+            leader.node.propose_configuration(tuple(changes))
+        except ProposalRefusedError:
+            return
+        coverage["replacements"] += 1
+        for _, member in changes:
+            if member not in self.cluster.members:
+                self.cluster.add(member, EMPTY)
 
     def deliver(self) -> None:
         network = self.cluster.network
