@@ -31,10 +31,9 @@ class RealDisk:
         return sorted(os.listdir(path))
 
     def mkdir(self, path: str) -> None:
-        try:
+        with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
-        except FileExistsError:
-            return
+        # Also when it was there: a former life may have died between the two.
         self.fsync_dir(os.path.dirname(os.path.abspath(path)))
 
     def open(self, path: str, create: bool = False, write: bool = True) -> int:

@@ -287,7 +287,8 @@ def repair(disk: Disk, folder: str, scan: Scan) -> None:
     if scan.headless is not None:
         disk.close(scan.headless.handle)
         disk.unlink(scan.headless.path)
-        disk.fsync_dir(folder)
+    # Also for a former life that died between a rename and the folder's sync.
+    disk.fsync_dir(folder)
     active = scan.segments[-1]
     if scan.reason == CLOSED and scan.zero_end <= scan.end + HEADER_BYTES:
         return

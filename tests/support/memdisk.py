@@ -159,14 +159,23 @@ class MemDisk:
     def crash(self, power: bool = False) -> MemDisk:
         """The disk that the next life finds; not lazy."""
         other = MemDisk(self.rng.randrange(1 << 30))
-        names = self.names
-        if power and self.history:
+        if power:
             names = self.rng.choice([*self.history, self.names])
-        for path, file in names.items():
-            kept = MemFile(bytearray(file.data), bytearray(file.synced))
-            if power:
-                kept.cut_power(self.rng)
-            other.names[path] = kept
+            for path, file in names.items():
+                other.names[path] = MemFile(bytearray(file.data), bytearray(file.synced))
+                other.names[path].cut_power(self.rng)
+            return other
+        # Killed only: all is seen by the next life, and what was not synced still is not.
+        copies: dict[int, MemFile] = {}
+
+        def copied(names: dict[str, MemFile]) -> dict[str, MemFile]:
+            for f in names.values():
+                if id(f) not in copies:
+                    copies[id(f)] = MemFile(bytearray(f.data), bytearray(f.synced))
+            return {path: copies[id(f)] for path, f in names.items()}
+
+        other.names = copied(self.names)
+        other.history = [copied(names) for names in self.history]
         return other
 
     def _changed(self, before: dict[str, MemFile]) -> None:

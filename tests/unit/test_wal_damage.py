@@ -277,23 +277,22 @@ def test_values_that_look_like_records_do_not_disturb() -> None:
     assert last_index_of(disk) == 2
 
 
-def run_until_cut(seed: int, lying: bool = False) -> tuple[MemDisk, int, tuple[int, int], list]:
-    """Random work until the power goes: (disk, acknowledged index, (term, vote), entries)."""
-    rng = Random(seed)
-    disk = MemDisk(seed, lazy=True)
-    disk.lazy = False
-    log = make(disk)
+def work_until_cut(
+    log: Log, rng: Random, model: list, known: int, lying: bool = False
+) -> tuple[MemDisk, int, tuple[int, int]]:
+    """Random work until the node dies: (the disk as it is then, acknowledged index, vote)."""
+    disk: MemDisk = log._disk  # type: ignore[assignment]
     disk.lazy = True
     if lying:
         disk.fdatasync = lambda handle: None  # type: ignore[method-assign]
-    acked, vote, model = 0, (0, 0), []
+    acked, vote = known, (log.state.term, log.state.vote)
     votes: list[tuple[int, tuple[int, int]]] = []
-    for step in range(rng.randrange(1, 60)):
+    for _ in range(rng.randrange(1, 60)):
         new = entries(len(model) + 1, rng.randrange(1, 5), 1, rng.randrange(700))
         log.append(new)
         model += new
         if rng.random() < 0.3:
-            log.save_hard_state(step, rng.randrange(5), acked)
+            log.save_hard_state(log.state.term + 1, rng.randrange(5), acked)
             votes.append((0, (log.state.term, log.state.vote)))
         ticket = log.submit()
         votes = [(t or ticket, v) for t, v in votes]
@@ -304,31 +303,52 @@ def run_until_cut(seed: int, lying: bool = False) -> tuple[MemDisk, int, tuple[i
         vote = next((v for t, v in reversed(votes) if t <= done), vote)
         if acked > 30 and rng.random() < 0.3:
             log.cut(acked - 20)
+    writer = disk.writers[-1]
     if rng.random() < 0.7:
-        disk.writers[-1].step(sync=False)
-    return disk.crash(power=True), acked, vote, model
+        writer.step(sync=False)
+    if writer.queue and writer.queue[0][0] == "rename" and rng.random() < 0.5:
+        disk.rename(writer.queue[0][1], writer.queue[0][2])
+    return disk, acked, vote
 
 
-@pytest.mark.parametrize("seed", range(0, 300, 20))
-def test_power_cuts_lose_nothing_acknowledged(seed: int) -> None:
-    for run in range(seed, seed + 20):
-        disk, acked, vote, model = run_until_cut(run)
-        log = reopen(disk, known_durable_index=max(0, acked - 20))
-        assert log.last_index >= acked
-        got = all_entries(log)
-        assert got == model[log.first_index - 1 : log.last_index]
-        assert (log.state.term, log.state.vote) >= vote
-        save(log, entries(log.last_index + 1, 20))
-        again = reopen(disk.crash(power=True), known_durable_index=log.last_index)
-        assert again.last_index == log.last_index
+@pytest.mark.parametrize("first", range(0, 400, 50))
+def test_power_cuts_lose_nothing_acknowledged(first: int) -> None:
+    """Four lives a seed, each ended by a kill or by a power cut, at any point of a rotation."""
+    for seed in range(first, first + 50):
+        rng = Random(seed)
+        log, model, acked = make(MemDisk(seed)), [], 0
+        for _ in range(4):
+            disk, acked, vote = work_until_cut(log, rng, model, acked)
+            log = reopen(
+                disk.crash(power=rng.random() < 0.6), known_durable_index=max(0, acked - 20)
+            )
+            assert log.last_index >= acked
+            del model[log.last_index :]
+            assert all_entries(log) == model[log.first_index - 1 :]
+            assert (log.state.term, log.state.vote) >= vote
+            acked = log.durable_index
+            assert acked == log.last_index
+
+
+def test_killed_while_it_was_made_then_power_cut() -> None:
+    """The first life dies between the rename and the folder's sync; the second acknowledges."""
+    for seed in range(20):
+        disk = MemDisk(seed)
+        disk.fail("fsync_dir")
+        with pytest.raises(OSError):
+            make(disk)
+        log = reopen(disk.crash(), spares=0)
+        save(log, entries(1, 3))
+        assert last_index_of(log._disk.crash(power=True)) == 3
 
 
 def test_the_power_cut_check_sees_a_disk_that_lies() -> None:
     lost = 0
     for seed in range(30):
-        disk, acked, _, _ = run_until_cut(seed, lying=True)
+        log = make(MemDisk(seed))
+        disk, acked, _ = work_until_cut(log, Random(seed), [], 0, lying=True)
         try:
-            log = reopen(disk)
+            log = reopen(disk.crash(power=True))
             lost += log.last_index < acked
         except CorruptionError:
             lost += 1
