@@ -1,8 +1,6 @@
 """The revision index: TREE_KEYS (key -> latest revision) and TREE_HIST. Contents of revindex.pyx.
 
 Returns REC_* of records.pxd. `key` may be of any length; only keys of 1..4096 bytes are stored.
-`floor` is a revision below which records may be gone: writers pass the compact revision (from
-the log, never how far freeing got), readers may pass how far freeing got.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -36,11 +34,12 @@ cdef inline bint meta_live(const Meta *m) noexcept nogil:
 cdef int index_get(const kv_store *ops, void *txn, kv_slice key, Meta *meta) noexcept nogil
 
 # Put (tombstone = 0) or delete (1) of `key` at revision (main, sub), in one descent.
-# *old: the entry before; mod_main = 0 when there was none, or a tombstone below `floor` (freed
-# here or not yet: it must not make a difference). *new: the entry now; the record to append has
-# depth new.depth and prev (old.mod_main, old.mod_sub). Delete: REC_NONE, nothing written, when
-# no live key was there. The caller appends the record before its next call on a long key, since
-# buckets read whole keys from records; and calls hist_put when new.depth is 0.
+# *old: the entry before, also of a tombstone; mod_main = 0 when there was none. *new: the entry
+# now; the record to append has depth new.depth and prev (old.mod_main, old.mod_sub). Delete:
+# REC_NONE, nothing written, when no live key was there. The caller appends the record before its
+# next call on a long key, since buckets read whole keys from records; and calls hist_put when
+# new.depth is 0. floor: tombstones below it count as no entry. The state machine passes 0: with
+# the compact revision a read that began before the compaction would lose its way back.
 cdef int index_upsert(const kv_store *ops, void *txn, kv_slice key, uint64_t main, uint32_t sub,
                       int tombstone, uint64_t lease, uint64_t floor,
                       Meta *old, Meta *new) noexcept nogil
@@ -60,7 +59,8 @@ cdef int hist_delete(const kv_store *ops, void *txn, kv_slice key, uint64_t main
                      uint32_t sub) noexcept nogil
 
 # The key's record visible at revision `at` (>= floor), given its entry: REC_OK and *main, *sub,
-# or REC_NONE: it did not exist then. *steps (may be NULL) counts records and history entries read.
+# or REC_NONE: it did not exist then. floor: how far freeing may have got (the compact revision,
+# or "freed" of the snapshot); a missing record is none at or below it, damage above. *steps (may be NULL) counts records and history entries read.
 cdef int index_at(const kv_store *ops, void *txn, kv_slice key, const Meta *meta, uint64_t at,
                   uint64_t floor, uint64_t *main, uint32_t *sub, uint32_t *steps) noexcept nogil
 

@@ -24,8 +24,8 @@ Example: "a" put at revision 2:  61 -> 0200000000000000 0200000000000000 0100000
 Invariants:
 1. A key has an entry from its first put until the freeing of its last tombstone.
 2. An entry's (mod_main, mod_sub) is in TREE_REVS whenever a long key is looked up.
-3. What index_upsert yields depends on the log alone, not on how far freeing got: a tombstone
-   below the compact revision counts as no entry, freed or not.
+3. prev and depth go on across a tombstone that is not freed yet, and start anew after one that
+   is. So they may differ between members: no hash covers them, no answer depends on them.
 4. index_at reads at most HIST_STRIDE + HIST_AFTER + 1 records of the key, plus those of keys
    with an equal hash64.
 
@@ -230,7 +230,7 @@ cdef int next_meta(Meta *old, int tombstone, uint64_t floor, Meta *new) noexcept
         if tombstone:
             return REC_NONE
         if old.mod_main < floor:
-            memset(old, 0, sizeof(Meta))    # invariant 3
+            memset(old, 0, sizeof(Meta))
             return REC_OK
     elif not tombstone:
         new.create = old.create

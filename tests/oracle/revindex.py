@@ -40,9 +40,10 @@ class Version:
 
 @dataclass
 class History:
-    """Every version of every key, oldest first, nothing ever freed."""
+    """Every version of every key, oldest first; `freed`: keys whose last tombstone was freed."""
 
     keys: dict[bytes, list[Version]] = field(default_factory=dict)
+    freed: set[bytes] = field(default_factory=set)
     revision: int = 1
     compacted: int = 0
 
@@ -51,9 +52,7 @@ class History:
     ) -> Version | None:
         """Puts or deletes (None); a delete of nothing is None."""
         versions = self.keys.setdefault(key, [])
-        old = versions[-1] if versions else None
-        if old is not None and old.value is None and old.main < self.compacted:
-            old = None if value is not None else old
+        old = versions[-1] if versions and key not in self.freed else None
         live = old is not None and old.value is not None
         if value is None and not live:
             if not versions:
@@ -70,8 +69,15 @@ class History:
             prev=(old.main, old.sub) if old else (0, 0),
         )
         versions.append(new)
+        self.freed.discard(key)
         self.revision = main
         return new
+
+    def free(self, compacted: int) -> None:
+        """What freeing up to `compacted` does that can be told from outside."""
+        for key, versions in self.keys.items():
+            if versions[-1].value is None and versions[-1].main < compacted:
+                self.freed.add(key)
 
     def at(self, key: bytes, revision: int) -> Version | None:
         """The live version visible at `revision`."""
@@ -94,7 +100,7 @@ def meta(v: Version) -> bytes:
 def tree_keys(history: History) -> dict[bytes, bytes]:
     """What TREE_KEYS holds for the history: short keys as themselves, long ones in buckets."""
     out: dict[bytes, bytes] = {}
-    for key in sorted(history.keys):
+    for key in sorted(set(history.keys) - history.freed):
         name = key if len(key) <= 510 else key[:510] + b"\0"
         out[name] = out.get(name, b"") + meta(history.keys[key][-1])
     return out

@@ -25,7 +25,7 @@ class Writer:
         main, sub = self.history.revision + 1, 0
         for key, value, *lease in ops:
             ttl = lease[0] if lease else 0
-            crc = revindex.write(self.txn, main, sub, key, value, ttl, floor=self.history.compacted)
+            crc = revindex.write(self.txn, main, sub, key, value, ttl)
             version = self.history.write(main, sub, key, value, ttl)
             assert (crc is None) == (version is None)
             sub += crc is not None
@@ -44,6 +44,7 @@ class Writer:
         for main, sub, chunk in todo:
             if chunk == 0:
                 revindex.free(self.txn, main, sub, compacted)
+        self.history.free(compacted)
 
     def commit(self, freed: int = 0) -> None:
         """Makes it visible to readers, with the heads that they look for."""

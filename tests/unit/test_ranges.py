@@ -275,6 +275,31 @@ def test_slices_end_when_freeing_passed_their_revision() -> None:
     w.close()
 
 
+def test_slices_see_what_was_deleted_compacted_and_put_again() -> None:
+    """Freeing has not come by yet, so the read at the old revision must not have a hole."""
+    store = MemStore()
+    w = Writer(store)
+    for i in range(100):
+        w.write((b"k%03d" % i, b"old"))
+    w.commit()
+    reader = ranges.RangeReader(store)
+    reader.refresh()
+    r = Request(b"k", b"l")
+    want = oracle.execute(w.history, r)
+    long = ranges.LongRange(reader, body_of(r))
+    assert not long.step(50, 0)
+    w.write((b"k090", None))
+    w.write((b"k091", b"other"))
+    w.compact(w.history.revision)
+    w.write((b"k090", b"again"))
+    w.commit(freed=long.revision)
+    reader.refresh()
+    assert long.step(0, 0)
+    assert answer_of(long.code, long.take()) == want
+    reader.close()
+    w.close()
+
+
 def test_sorted_range_is_bounded_in_memory() -> None:
     store = MemStore()
     w = Writer(store)

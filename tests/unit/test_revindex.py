@@ -152,10 +152,8 @@ def test_missing_record_is_corruption_only_above_the_floor() -> None:
     w.close()
 
 
-def test_put_over_a_compacted_tombstone_is_the_same_freed_or_not() -> None:
-    """The record's depth and prev, and so the state hash, must not tell how far freeing got."""
-    seen = []
-    for freed in (False, True):
+def test_chain_goes_on_across_a_tombstone_until_it_is_freed() -> None:
+    for freed, (depth, prev) in ((False, (3, 3)), (True, (1, 0))):
         w = Writer(MemStore())
         w.write((b"k", b"1"), (b"x", b"1"))
         w.write((b"k", None))
@@ -163,14 +161,25 @@ def test_put_over_a_compacted_tombstone_is_the_same_freed_or_not() -> None:
         w.compact(4)
         if freed:
             w.free(0, 4)
-        crc = revindex.write(w.txn, 5, 0, b"k", b"2", floor=4)
-        seen.append((crc, revindex.read(w.txn, 5), revindex.get(w.txn, b"k")))
+        w.write((b"k", b"2"))
+        assert revindex.read(w.txn, 5)[1:3] == (depth, prev)
+        assert revindex.get(w.txn, b"k")[2:4] == (5, 1)
         if not freed:
+            assert revindex.at(w.txn, b"k", 2)[0] == (2, 0)  # a read that began before
             w.free(0, 4)
-            assert revindex.get(w.txn, b"k") is not None
-        seen.append(sorted(w.txn.items(REVS)))
+        assert revindex.at(w.txn, b"k", 4, floor=4)[0] is None
+        same_trees(w)
         w.close()
-    assert seen[:2] == seen[2:]
+
+
+def test_floor_makes_a_compacted_tombstone_no_entry() -> None:
+    w = Writer(MemStore())
+    w.write((b"k", b"1"))
+    w.write((b"k", None))
+    w.write((b"x", b"1"))
+    revindex.write(w.txn, 5, 0, b"k", b"2", floor=4)
+    assert revindex.read(w.txn, 5)[1:3] == (1, 0)
+    w.close()
 
 
 def test_tombstone_exactly_at_the_compact_revision_stays() -> None:
@@ -221,8 +230,7 @@ def test_histories_at_every_revision(steps: list) -> None:
             assert found == (None if want is None else (want.main, want.sub))
     for key, versions in h.keys.items():
         last = versions[-1]
-        freed = last.value is None and last.main < h.compacted
-        assert revindex.get(w.txn, key) == (None if freed else last.entry)
+        assert revindex.get(w.txn, key) == (None if key in h.freed else last.entry)
     hist = {k for k, _ in w.txn.items(HIST)}
     assert len(hist) <= sum(v.depth == 0 for versions in h.keys.values() for v in versions)
     w.close()
