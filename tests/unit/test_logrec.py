@@ -105,7 +105,7 @@ RECORDS = st.lists(
 
 
 @given(RECORDS, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_encoder_and_scanner_equal_the_twin(records, salt, prev) -> None:
     seed = segment_seed(9, salt)
     assert seed == oracle.segment_seed(9, salt)
