@@ -138,8 +138,8 @@ cdef size_t choose_pivot(Sorter *s, size_t a, size_t n) noexcept nogil:
 cdef bint repair(Sorter *s, size_t a, size_t b) noexcept nogil:
     """True when the span is sorted after at most REPAIRS_MAX adjacent pairs were put right."""
     cdef size_t i = a + 1, j
-    cdef int round
-    for round in range(REPAIRS_MAX):
+    cdef int _
+    for _ in range(REPAIRS_MAX):
         while i < b and not lt(s, i, i - 1):
             i += 1
         if i == b:

@@ -39,7 +39,6 @@ from kvnode._core.buf cimport (
     kv_load_be64,
     kv_load_u64,
     kv_put_bytes,
-    kv_put_u8,
     kv_rd,
     kv_rd_init,
     kv_slice_cmp,
@@ -375,7 +374,7 @@ cdef int scan(RangeState *st, const kv_store *ops, void *txn, uint64_t floor, ui
     cdef bint filters = has_filters(req) and st.phase != PHASE_COUNT
     cdef bint fields = (filters or st.keys_mode == KEYS_BARE
                         or (st.phase == PHASE_COLLECT and req.sort_target != SORT_BY_VALUE))
-    cdef int rc, got
+    cdef int rc
     if st.at.n:
         start.p = st.at.p
         start.n = st.at.n
@@ -765,7 +764,6 @@ cdef class RangeReader:
         kv_buf_trim(&self.out, 1 << 20)
         code = reader_serve(self, kind, body, len(body), &h, &self.out)
         return code, (<const char *>self.out.p)[:self.out.n] if self.out.n else b""
-
 
     def serve_all(self, int kind, list bodies not None, unsigned long long cluster_id=0,
                   unsigned long long member_id=0, unsigned long long raft_term=0):

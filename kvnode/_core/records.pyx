@@ -44,7 +44,6 @@ from kvnode._core.buf cimport (
     kv_load_u64,
     kv_put_bytes,
     kv_rd,
-    kv_get_bytes,
     kv_get_u8,
     kv_get_varint,
     kv_rd_init,

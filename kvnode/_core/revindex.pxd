@@ -60,7 +60,8 @@ cdef int hist_delete(const kv_store *ops, void *txn, kv_slice key, uint64_t main
 
 # The key's record visible at revision `at` (>= floor), given its entry: REC_OK and *main, *sub,
 # or REC_NONE: it did not exist then. floor: how far freeing may have got (the compact revision,
-# or "freed" of the snapshot); a missing record is none at or below it, damage above. *steps (may be NULL) counts records and history entries read.
+# or "freed" of the snapshot); a missing record is none at or below it, damage above. *steps (may
+# be NULL) counts records and history entries read.
 cdef int index_at(const kv_store *ops, void *txn, kv_slice key, const Meta *meta, uint64_t at,
                   uint64_t floor, uint64_t *main, uint32_t *sub, uint32_t *steps) noexcept nogil
 

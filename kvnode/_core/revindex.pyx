@@ -366,7 +366,8 @@ cdef uint64_t hash64(kv_slice key) noexcept nogil:
     return h ^ (h >> 33)
 
 
-cdef inline kv_slice hist_key(uint8_t *room, uint64_t h, uint64_t main, uint32_t sub) noexcept nogil:
+cdef inline kv_slice hist_key(uint8_t *room, uint64_t h, uint64_t main,
+                              uint32_t sub) noexcept nogil:
     cdef kv_slice s
     kv_store_be64(room, h)
     kv_store_be64(room + 8, main)
