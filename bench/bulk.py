@@ -88,8 +88,11 @@ def rows(args: argparse.Namespace) -> list[Row]:
 
     def kvnode(number: int) -> Sample:
         sample = _node(args, bodies, anon, pss)
-        imported.append(_import(args, jsonl))
-        common.progress(f"round {number + 1} import: {imported[-1].value:,.0f}")
+        try:
+            imported.append(_import(args, jsonl))
+            common.progress(f"round {number + 1} import: {imported[-1].value:,.0f}")
+        except subprocess.CalledProcessError as error:
+            common.progress(f"round {number + 1} import failed: exit status {error.returncode}")
         return sample
 
     fed = common.interleave(args, {"etcd": lambda _: _etcd(args, path, rss), "kvnode": kvnode})

@@ -24,6 +24,7 @@ class Load:
         seed: int,
         draw_seed: int,
         value_bytes: int = 256,
+        pack_max: int = 0,
     ) -> None: ...
     @property
     def codes(self) -> dict[int, int]: ...

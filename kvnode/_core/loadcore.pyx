@@ -7,7 +7,7 @@ Caller: loadgen/native.py. What h2load is to etcd's port, this is to ours.
 Requests are puts or single-key reads of keys drawn uniformly from a key space (see `key_text`).
 Three ways to send:
   packed    each connection keeps `in_flight` requests open; what one turn has freed leaves as one
-            message with as many requests
+            message with as many requests (or several messages of at most `pack_max`)
   unpacked  the same, one request a message
   paced     `rate` requests a second in all, one a message, over the connections in turn; latencies
             count from the moment a request was due, so a stall shows in all that it delayed
@@ -225,9 +225,8 @@ cdef class Load:
     """
 
     cdef Conn *conns
-    cdef uint32_t conn_count, in_flight, value_bytes, kind, next_conn
+    cdef uint32_t conn_count, in_flight, value_bytes, kind, next_conn, pack_max
     cdef uint64_t seed, key_space, draw
-    cdef bint packed
     cdef uint64_t *begun          # when a slot's request was sent or due, 0 if it has none
     cdef uint8_t *pool
     cdef int epoll, timer, failure
@@ -241,7 +240,8 @@ cdef class Load:
     cdef readonly double seconds
 
     def __cinit__(self, fds, uint32_t in_flight, *, bint reads, bint packed, uint64_t key_space,
-                  uint64_t seed, uint64_t draw_seed, uint32_t value_bytes=256):
+                  uint64_t seed, uint64_t draw_seed, uint32_t value_bytes=256,
+                  uint32_t pack_max=0):
         cdef uint32_t c, slots
         cdef size_t i
         cdef epoll_event event
@@ -250,7 +250,7 @@ cdef class Load:
         self.conn_count = len(fds)
         self.in_flight = in_flight
         self.kind = KIND_RANGE_ if reads else KIND_PUT_
-        self.packed = packed
+        self.pack_max = (pack_max or in_flight) if packed else 1
         self.key_space = key_space
         self.seed = seed
         self.draw = mix(draw_seed, 0)
@@ -412,18 +412,16 @@ cdef class Load:
     cdef int _fill(self, Conn *conn, uint64_t *sent, uint64_t limit) noexcept nogil:
         """Uses every idle slot of a connection, as far as the limit goes."""
         cdef uint64_t now = now_ns()
-        cdef uint32_t n = conn.idle_count
+        cdef uint32_t n = conn.idle_count, part
         if n > limit - sent[0]:
             n = <uint32_t>(limit - sent[0])
         if n == 0:
             return FAIL_NONE
         sent[0] += n
-        if self.packed:
-            self._message(conn, n, now)
-        else:
-            while n:
-                self._message(conn, 1, now)
-                n -= 1
+        while n:
+            part = n if n < self.pack_max else self.pack_max
+            self._message(conn, part, now)
+            n -= part
         return self._flush(<uint32_t>(conn - self.conns))
 
     cdef void _message(self, Conn *conn, uint32_t count, uint64_t begun) noexcept nogil:

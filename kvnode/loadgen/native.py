@@ -37,11 +37,12 @@ class Result(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """How requests are sent: connections, open requests on each, packed or not."""
+    """How requests are sent: connections, open requests on each, packed or not, most a message."""
 
     connections: int
     in_flight: int
     packed: bool
+    pack_max: int = 0
 
 
 PACKED = Shape(1, 1000, True)
@@ -82,8 +83,8 @@ class Driver:
             raise LoadError(f"{shape.in_flight} open requests exceed the credit of {credit} bytes")
         self._load = Load(
             [c.fileno() for c in self._connections], shape.in_flight, reads=reads,
-            packed=shape.packed, key_space=key_space, seed=seed, draw_seed=draw_seed,
-            value_bytes=value_bytes,
+            packed=shape.packed, pack_max=shape.pack_max, key_space=key_space, seed=seed,
+            draw_seed=draw_seed, value_bytes=value_bytes,
         )
 
     def run(self, seconds: float, rate: float = 0.0, requests_max: int = 0) -> Result:
