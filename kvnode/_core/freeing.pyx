@@ -110,7 +110,8 @@ cdef int look(Exec *x, uint64_t limit, uint64_t budget, kv_buf *found) noexcept 
         if chunk == 0:
             x.cursor_main = main
             x.cursor_sub = sub
-            if spent >= budget:
+            # never before the first record at the limit itself: (limit, 0) means done
+            if spent >= budget and (main < limit or sub > 0):
                 break
             rc = decode_record(val, main, sub, &rec)
             if rc == REC_OK:

@@ -414,8 +414,7 @@ cdef int load_heads(Loop *m) noexcept nogil:
         if rc == REC_OK and found:
             m.x.w.compacted = <int64_t>row[0]
             m.x.cursor_main = row[1]
-            # the limit that was valid inside a main revision is not stored: begin it again
-            m.x.cursor_sub = 0
+            m.x.cursor_sub = <uint32_t>row[2]
             m.x.freed = row[3]
     if rc == REC_OK:
         rc = get_meta(m, "alarms", &val)

@@ -18,6 +18,7 @@ from kvnode._core.crc32c import crc32c
 
 from kvnode.base.codes import Code, Kind
 from kvnode.base.limits import KEY_BYTES_MAX
+from tests.oracle.gosort import go_sorted
 from tests.oracle.requests import (
     MASK64,
     TARGETS,
@@ -217,20 +218,23 @@ class Mvcc:
         count = len(kvs)
         if req.count_only:
             return sub(1, head) + num(4, count)
+        plain = req.order == 0 or (req.target == 0 and req.order == 1)
+        if plain and req.limit > 0 and not req.filters():
+            kvs = kvs[: req.limit + 1]  # before sorting, even when there is a target to sort by
         if req.keys_only and req.target != 4:
             kvs = [KeyValue(kv.key, kv.create, kv.mod, kv.version, kv.value) for kv in kvs]
-        if req.max_mod:
-            kvs = [kv for kv in kvs if kv.mod <= req.max_mod]
-        if req.min_mod:
-            kvs = [kv for kv in kvs if kv.mod >= req.min_mod]
-        if req.max_create:
-            kvs = [kv for kv in kvs if kv.create <= req.max_create]
-        if req.min_create:
-            kvs = [kv for kv in kvs if kv.create >= req.min_create]
+        kvs = [
+            kv
+            for kv in kvs
+            if (not req.max_mod or kv.mod <= req.max_mod)
+            and (not req.min_mod or kv.mod >= req.min_mod)
+            and (not req.max_create or kv.create <= req.max_create)
+            and (not req.min_create or kv.create >= req.min_create)
+        ]
         order = req.order if req.order or req.target == 0 else 1
-        if order:
+        if order and (order, req.target) != (1, 0):
             name = ("key", "version", "create", "mod", "value")[req.target]
-            kvs.sort(key=lambda kv: getattr(kv, name), reverse=order == 2)
+            kvs = go_sorted(kvs, lambda kv: getattr(kv, name), order == 2)
         more = 0 < req.limit < len(kvs)
         if more:
             kvs = kvs[: req.limit]

@@ -82,6 +82,9 @@ class Range:
     max_create: int = 0
     kind = Kind.RANGE
 
+    def filters(self) -> bool:
+        return bool(self.min_mod or self.max_mod or self.min_create or self.max_create)
+
     def encode(self) -> bytes:
         return (
             raw(1, self.key)

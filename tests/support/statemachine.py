@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from kvnode._core.store import Store
 
 from kvnode._core.machine import Machine
-from kvnode._core.store import Store
 from kvnode._core.storetxn import TREE_KEYS, TREE_META, TREE_REVS, TREE_SESSIONS
 from kvnode.base.codes import Kind
 from tests.oracle.requests import (
@@ -72,7 +74,17 @@ class Pair:
                 expected.setdefault(result.incarnation, []).append(result)
         got = self.machine.apply(b"".join(encode_entry(*entry) for entry in entries))
         answers = {incarnation: decode_results(data) for incarnation, data in got}
+        if answers != expected:
+            explain(entries, expected, answers)
         assert answers == expected
+        self.compare_heads()
+
+    def crash(self, store: Store, rng: random.Random) -> None:
+        """Goes on over `store`, an earlier state: what it lacks is applied again, regrouped."""
+        self.store = store
+        self.open()
+        for part in regroup(self.entries[self.machine.applied_index :], rng):
+            self.machine.apply(part, answer=rng.random() < 0.5)
         self.compare_heads()
 
     def compare_heads(self) -> None:
@@ -87,6 +99,28 @@ class Pair:
     def free_all(self, budget: int = 7) -> None:
         while self.machine.free_some(budget):
             pass
+
+
+def regroup(entries: Sequence[Entry], rng: random.Random) -> Iterator[bytes]:
+    """The same entries in calls of random length."""
+    at = 0
+    while at < len(entries):
+        count = rng.choice([1, 1, 2, 5, 40])
+        yield b"".join(encode_entry(*entry) for entry in entries[at : at + count])
+        at += count
+
+
+def explain(entries: list[Entry], expected: dict[int, list], answers: dict[int, list]) -> None:
+    """Prints the first group whose answer differs, and what was asked."""
+    sent = {(g.incarnation, g.slot): g for _, _, groups in entries for g in groups or []}
+    for incarnation, wanted in expected.items():
+        got = answers.get(incarnation, [])
+        for i, result in enumerate(wanted):
+            if i >= len(got) or got[i] != result:
+                print("asked   ", sent[incarnation, result.slot])
+                print("expected", result)
+                print("answered", got[i] if i < len(got) else None)
+                return
 
 
 def contents(store: Store) -> dict[str, object]:
@@ -107,8 +141,27 @@ def contents(store: Store) -> dict[str, object]:
 
 
 LONG = b"long/" + b"x" * 506
-KEYS = [b"a", b"a\0", b"a\0\0", b"b", b"b\xff", b"c", b"\0", b"\xff", b"\xff\xff", b"ab", b"p/1",
-        b"p/2", b"p/3", LONG, LONG + b"1", LONG + b"2", LONG[:-1], LONG + b"\0", b"z" * 4096]
+KEYS = [
+    b"a",
+    b"a\0",
+    b"a\0\0",
+    b"b",
+    b"b\xff",
+    b"c",
+    b"\0",
+    b"\xff",
+    b"\xff\xff",
+    b"ab",
+    b"p/1",
+    b"p/2",
+    b"p/3",
+    LONG,
+    LONG + b"1",
+    LONG + b"2",
+    LONG[:-1],
+    LONG + b"\0",
+    b"z" * 4096,
+]
 ENDS = [b"", b"", b"\0", b"b", b"c", b"p0", b"\xff", b"\xff\xff\xff", b"a\0", LONG + b"2", b"\0\0"]
 VALUES = [b"", b"0", b"1", b"2", b"v" * 40]
 
@@ -125,6 +178,7 @@ class LogMaker:
         self.next = dict.fromkeys(self.sessions, 1)
         self.sent: list[Group] = []
         self.slot = 0
+        self.alarms: list[tuple[int, int]] = []
 
     def key(self) -> bytes:
         return self.random.choice(KEYS)
@@ -219,13 +273,14 @@ class LogMaker:
 
     def admin(self) -> Request:
         session = self.random.choice([7, 8, 9, 10, 11, 0])
-        return self.random.choice([
-            Alarm(self.random.randint(0, 3), self.random.randint(0, 2), self.random.choice([0, 1])),
-            Alarm(2, self.random.randint(0, 2), 1),
-            SessionOpen(session, self.flip(0.2)),
-            SessionClose(session) if self.flip(0.2) else SessionOpen(session),
-            self.poison(),
-        ])
+        if self.flip(0.25):
+            action, kind = self.random.choice([0, 1, 2, 2, 3]), self.random.choice([0, 1, 1, 2])
+            return Alarm(action, self.random.randint(0, 1), kind)
+        if self.flip(0.3):
+            return self.poison()
+        if self.flip(0.1):
+            return SessionClose(session)
+        return SessionOpen(session, self.flip(0.2))
 
     def request(self) -> Request:
         kind = self.random.random()
@@ -246,8 +301,9 @@ class LogMaker:
     # --- groups and entries
 
     def group(self) -> Group:
-        if self.sent and self.flip(0.15):
-            return self.random.choice(self.sent[-20:])
+        if self.sent and self.flip(0.2):
+            again = self.random.choice(self.sent[-8:])
+            return again if self.flip(0.9) else replace(again, requests=[self.put()])
         group = Group(
             [self.request() for _ in range(self.random.choice([1, 1, 1, 2, 4, 0]))],
             member=self.random.choice([1, 1, 1, 2]),
@@ -257,7 +313,7 @@ class LogMaker:
         self.slot += 1
         if self.flip(0.6):
             self.number(group)
-        self.sent.append(group)
+            self.sent.append(group)
         return group
 
     def number(self, group: Group) -> None:
@@ -288,6 +344,8 @@ class LogMaker:
         if self.flip(0.01):
             return None
         groups = [self.group() for _ in range(self.random.choice([1, 1, 2, 3, 0]))]
+        if self.alarms and self.flip(0.4):
+            groups.insert(0, Group([Alarm(2, member, alarm) for alarm, member in self.alarms]))
         if self.flip(0.01) and groups:
             groups[-1] = Group([self.put()], flags=64)
         return groups
@@ -295,3 +353,4 @@ class LogMaker:
     def saw(self, machine: Machine) -> None:
         self.revision = machine.revision
         self.compacted = machine.compact_revision
+        self.alarms = machine.alarms
