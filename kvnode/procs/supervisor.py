@@ -11,8 +11,9 @@ what they took, consensus and applier close with durable marks, all within STOP_
 
 Invariants:
   1. No child outlives the supervisor (PR_SET_PDEATHSIG in each child).
-  2. A child that died is started again at once; one that died RESTARTS_MAX times within
-     RESTARTS_SECONDS, or said that a restart can't help (EXIT_FATAL), stops the node.
+  2. A child that died is started again at once. One that ended by itself RESTARTS_MAX times
+     within RESTARTS_SECONDS, crashed in the map FAULTS_MAX times, or said that a restart can't
+     help (EXIT_FATAL), stops the node.
   3. The first start of the children is `restart=False`: the applier rolls its map back to the
      last checkpoint unless the clean mark is there; later starts are `restart=True`.
 
@@ -54,6 +55,7 @@ FORMAT = 1
 STOP_SECONDS = 5.0
 RESTARTS_MAX = 6
 RESTARTS_SECONDS = 10.0
+FAULTS_MAX = 3
 _SOCKET_PATH_MAX = 100
 
 
@@ -68,6 +70,7 @@ class Child:
     status_fd: int = -1
     ready: bool = False
     deaths: list[float] = field(default_factory=list)
+    faults: int = 0
 
     @property
     def title(self) -> str:
@@ -312,18 +315,38 @@ class Supervisor:
         child.process = None
         if self.stopping:
             return
-        now = time.monotonic()
-        child.deaths = [t for t in child.deaths if now - t < RESTARTS_SECONDS] + [now]
         fields = {"process": child.title, "status": status}
-        if status == EXIT_FATAL or len(child.deaths) >= RESTARTS_MAX:
-            log.error(
-                "a process can't run, the node stops", extra={"fields": fields}
-            )
+        why = self._hopeless(child, status)
+        if why:
+            log.error(f"the node stops: {why}", extra={"fields": fields})
             self.exit_status = 1
             self.stopping = True
             return
         log.warning("a process died, starting it again", extra={"fields": fields})
         self.start(child, restart=True)
+
+    def _hopeless(self, child: Child, status: int) -> str:
+        """Why starting the child again can't help; empty when it can.
+
+        A SIGKILL came from outside (a person, the kernel for want of memory) and says nothing
+        about the next run.
+        """
+        if status == EXIT_FATAL:
+            return "a process said that it can't run, see the line above"
+        if status == -signal.SIGKILL:
+            return ""
+        now = time.monotonic()
+        child.deaths = [t for t in child.deaths if now - t < RESTARTS_SECONDS] + [now]
+        if status in (-signal.SIGSEGV, -signal.SIGBUS) and child.role != "consensus":
+            child.faults += 1
+            if child.faults >= FAULTS_MAX:
+                return (
+                    "reading the map crashed again and again: its file is damaged. Check it with "
+                    "`kvnode verify`, then restore a backup or let this member join anew"
+                )
+        if len(child.deaths) >= RESTARTS_MAX:
+            return "a process ends again and again, see the lines above"
+        return ""
 
     # --- life -----------------------------------------------------------------------------------
 
