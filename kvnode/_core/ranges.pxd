@@ -43,7 +43,7 @@ ctypedef struct RangeState:
     size_t items_bytes_max    # 0 = unbounded; beyond it range_step returns REC_NOMEM
     uint64_t steps            # index entries and records read so far
 
-# Checks the revision; *code is CODE_OK, CODE_FUTURE_REV or CODE_COMPACTED (then don't step).
+# Checks the revision and returns CODE_OK, or CODE_FUTURE_REV, CODE_COMPACTED (then don't step).
 # `h` (NULL: no header) is written into `out` at once, with revision = current.
 cdef int range_init(RangeState *st, const RangeReq *req, int64_t current, int64_t compacted,
                     const RespHeader *h, kv_buf *out) noexcept nogil
@@ -56,7 +56,8 @@ cdef int range_step(RangeState *st, const kv_store *ops, void *txn, int64_t floo
 cdef void range_free(RangeState *st) noexcept nogil
 
 # The whole Range at once, appended to `out` as a RangeResponse (RangeStream never). Returns REC_*;
-# *code as range_init's; with a code nothing is appended. In a write transaction `current` is the
+# *code as range_init's; with a code nothing is appended, after REC_CORRUPT, REC_FAILED, REC_NOMEM
+# the caller cuts `out` back. In a write transaction `current` is the
 # revision that the transaction's own writes have (etcd's beginRev + 1 once it changed something).
 # `buf` is scratch for chunked values, kept by the caller between calls.
 cdef int range_execute(const kv_store *ops, void *txn, const RangeReq *req, int64_t current,
