@@ -7,8 +7,7 @@ decides how long a tick is.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from random import Random
-from typing import Final
+from typing import Final, Protocol
 
 from kvnode.base.errors import ConfigError
 from kvnode.base.ids import Index, MemberID, Term
@@ -30,6 +29,14 @@ _NO_TERM: Final = Term(0)
 _NO_HARD_STATE: Final = HardState(_NO_TERM, NO_MEMBER, _NO_INDEX)
 
 
+class Randomness(Protocol):
+    """The part of `random.Random` that consensus uses; the generator is handed in."""
+
+    def randrange(self, stop: int, /) -> int: ...
+
+    def getrandbits(self, k: int, /) -> int: ...
+
+
 @dataclass(slots=True)
 class NodeConfig:
     """Bounds in bytes, messages and ticks; `random` draws election timeouts and read numbers.
@@ -46,7 +53,7 @@ class NodeConfig:
     """
 
     id: MemberID
-    random: Random
+    random: Randomness
     storage: LogStorage
     configuration: Configuration = EMPTY
     bootstrap_context: bytes = b""

@@ -105,10 +105,8 @@ def on_append_response(r: Raft, message: Message) -> None:
         progress.become_replicate()
     if news:
         maybe_commit(r)
-    if r.role == Role.LEADER and r.transferee == message.sender:
-        # The transferee may campaign as soon as its log is complete.
-        if progress.match == r.log.last_index:
-            election.send_timeout_now(r, message.sender)
+    if r.transferee == message.sender and progress.match == r.log.last_index:
+        election.send_timeout_now(r, message.sender)
 
 
 def _on_refusal(r: Raft, message: Message, progress: Progress) -> None:

@@ -6,6 +6,7 @@ and apply; configurations change; logs are compacted, so members need snapshots.
 
 Checked after every step, over all members:
  - one leader a term (election safety);
+ - what is acknowledged is durable where it is acknowledged;
  - what two members apply at an index is the same (state machine safety);
  - nothing is applied that a quorum's disks could still lose: it is in the durable log of the member
    that applies it;
@@ -32,7 +33,7 @@ from kvnode.raft import (
     Snapshot,
     Span,
 )
-from kvnode.raft.types import SNAPSHOT
+from kvnode.raft.types import APPEND_RESPONSE, SNAPSHOT
 from tests.raft.memory import MemoryStorage
 
 
@@ -115,6 +116,8 @@ class Cluster:
         ready = member.node.ready()
         if ready is None:
             return False
+        for message in ready.messages:
+            self.check_acknowledged(member, message)
         self.network.extend(ready.messages)
         if ready.needs_persist:
             member.writing.append(ready)
@@ -146,6 +149,8 @@ class Cluster:
         if ready.snapshot is not None:
             while isinstance(member.to_apply[0], Span):
                 member.to_apply.popleft()   # the snapshot holds them, the log no more
+        for message in ready.messages_after_persist:
+            self.check_acknowledged(member, message)
         self.network.extend(ready.messages_after_persist)
         if acknowledge or not member.writing:
             member.node.on_persisted(ready.number)
@@ -203,6 +208,18 @@ class Cluster:
         member.crash(durable)
 
     # Checks.
+
+    def check_acknowledged(self, member: Member, message: Message) -> None:
+        """What is acknowledged in the member's term is durable now, and is what it believes."""
+        node, storage = member.node, member.storage
+        if message.type != APPEND_RESPONSE or message.reject or message.term != node.term:
+            return
+        index = message.index
+        if storage.hard_state.term < message.term or storage.last_index < index:
+            raise SafetyError(f"{member.id} acknowledges {index}, not durable")
+        known = storage.before[0] < index <= node.log.last_index
+        if known and storage.term(index) != node.log.term(index):
+            raise SafetyError(f"{member.id} acknowledges another entry {index} than it has")
 
     def check(self) -> None:
         for member in self.members.values():

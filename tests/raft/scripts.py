@@ -12,7 +12,9 @@ leave 1                        read 1 name             transfer 1 2
 ready 1                        take one Ready: messages leave, writes queue
 persist 1 [count]              apply 1                 the oldest write, or span, is done
 deliver [1->2] [type] [count]  drop [1->2] [type]      the oldest messages that fit
+copy [1->2] [type]             the network repeats them
 settle                         do everything until nothing is left to do
+settle-one 1                   the same within one member, without delivering messages
 cut 1 2    heal                no messages between these two; all again
 crash 1 [durable writes]       restart 1               compact 1 index
 mute 1    unmute 1             lose 1 index            what an old directory lacks
@@ -254,6 +256,9 @@ class Script(Cluster):
                 self.lines.append("nothing to write")
 
     def do_apply(self, member: str) -> None:
+        if not self.of(member).to_apply:
+            self.lines.append("nothing to apply")
+            return
         self.apply_one(self.of(member))
         self.lines.append(f"applied {self.of(member).applied}")
 
@@ -269,13 +274,17 @@ class Script(Cluster):
             else:
                 fits = [m for m in fits if MESSAGE_NAMES[m.type] == word]
         taken = fits[:count]
-        ids = {id(message) for message in taken}
-        self.network = [message for message in self.network if id(message) not in ids]
+        for message in taken:
+            self.network.remove(message)
         return taken
 
     def do_deliver(self, *words: str) -> None:
         for message in self._take(words):
             self.deliver(message)
+
+    def do_copy(self, *words: str) -> None:
+        taken = self._take(words)
+        self.network += taken + taken
 
     def do_drop(self, *words: str) -> None:
         for message in self._take(words):
@@ -284,6 +293,9 @@ class Script(Cluster):
 
     def do_settle(self) -> None:
         self.stabilize()
+
+    def do_settle_one(self, member: str) -> None:
+        self.settle(self.of(member))
 
     def do_trace(self) -> None:
         self.stabilize()

@@ -13,6 +13,23 @@ from tests.raft.scripts import Script
 SCRIPTS = sorted((Path(__file__).parent / "testdata").glob("*.txt"))
 
 
+def play_lines(script: Script, lines: list[str]) -> tuple[Script, list[str]]:
+    """Run command lines; returns the cluster, maybe a new one, and what was printed."""
+    output: list[str] = []
+    for line in lines:
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        if words[0] == "cluster":
+            options = dict(word.split("=") for word in words[2:])
+            script = Script(
+                int(words[1]), **{key: ast.literal_eval(v) for key, v in options.items()}
+            )
+        else:
+            output += script.run(words)
+    return script, output
+
+
 def run(text: str) -> str:
     """The script with the outputs that it has now."""
     script = Script()
@@ -22,18 +39,7 @@ def run(text: str) -> str:
         if not separator:
             done.append(block)   # only comments
             continue
-        output: list[str] = []
-        for line in head.splitlines():
-            words = line.split()
-            if not words or words[0].startswith("#"):
-                continue
-            if words[0] == "cluster":
-                options = dict(word.split("=") for word in words[2:])
-                script = Script(
-                    int(words[1]), **{key: ast.literal_eval(v) for key, v in options.items()}
-                )
-            else:
-                output += script.run(words)
+        script, output = play_lines(script, head.splitlines())
         done.append("\n".join([head, "----", *output]))
     return "\n\n".join(done) + "\n"
 
