@@ -28,7 +28,10 @@ from kvnode.env.store import open_for_write
 SEED = 1
 RECORD_BYTES = 330
 KEY_BYTES = 32
-MODES = ("plain", "sorted", "writemap", "writemap-sorted", "plain+cp", "sorted+cp")
+MODES = (
+    "plain", "sorted", "writemap", "writemap-sorted",
+    "plain+cp", "sorted+cp", "writemap+cp", "writemap-sorted+cp",
+)
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -11,7 +11,9 @@ Invariants
  1. From open to close there is a pin at the saved T, or at an older saved one: between two
     checkpoints there are two pins.
  2. The file names T only after every page that T reaches is durable.
- 3. One checkpoint runs at a time. A failed one is fatal: the store is latched, poll() raises.
+ 3. One checkpoint runs at a time. A failed one is fatal: the store is latched, poll() raises. Only
+    a full disk where the file would go is not: the old checkpoint and its pin stay, it is tried
+    again (`no_room`).
  4. What is dirty and not covered by a running checkpoint stays below about one budget
     (must_wait()), so the map's growth is bounded by the disk's speed, not by the load.
 
@@ -38,6 +40,7 @@ Example, first 48 bytes, P = 4096, T = 7, applied 300 in term 2:
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
 import threading
@@ -132,20 +135,31 @@ def fsync_dir(path: Path) -> None:
         os.close(fd)
 
 
+class NoRoomError(DiskError):
+    """The disk is full; the file is what it was before."""
+
+
 def write_durably(path: Path, data: bytes) -> None:
-    """Replaces a file whole: a reader after a crash sees the old bytes or the new ones."""
+    """Replaces a file whole: a reader after a crash sees the old bytes or the new ones.
+
+    Raises NoRoomError while nothing is changed yet; any other error is not to be retried.
+    """
     tmp = path.with_name(path.name + ".tmp")
-    fd = os.open(
-        tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-    )
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        written = 0
-        while written < len(data):
-            written += os.write(fd, data[written:])
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.rename(tmp, path)
+        fd = os.open(tmp, flags, 0o600)
+        try:
+            written = 0
+            while written < len(data):
+                written += os.write(fd, data[written:])
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(tmp, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoRoomError(f"{tmp}: {error.strerror}: make room on this disk") from None
+        raise
     fsync_dir(path.parent)
 
 
@@ -193,6 +207,7 @@ class Checkpointer:
         self.seconds = seconds
         self.dirty_bytes = dirty_bytes
         self.taken = 0
+        self.no_room = False
         self.last_seconds = 0.0
         self._sync = sync
         self._hold = hold
@@ -278,14 +293,25 @@ class Checkpointer:
             return False
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._event)
+        if isinstance(self._outcome, NoRoomError):
+            self._give_up()
+            return False
         if self._outcome is not None:
             raise DiskError(f"checkpoint of {self.folder} failed: {self._outcome}")
+        self.no_room = False
         self.saved, self._running = self._running, None
         self.taken += 1
         self.last_seconds = time.monotonic() - self._began
         while len(self._pins) > 1:
             self._pins.pop(0).close()
         return True
+
+    def _give_up(self) -> None:
+        """The disk had no room for the file: all is as before this checkpoint."""
+        self._outcome = self._running = None
+        self._dirty = self.no_room = True
+        while len(self._pins) > 1:
+            self._pins.pop().close()
 
     def wait(self) -> None:
         """Blocking: until no checkpoint is running."""
@@ -299,6 +325,8 @@ class Checkpointer:
         if self.store.info()["last_txn"] != self.saved.txn:
             self.begin()
             self.wait()
+            if self.no_room:
+                raise NoRoomError(f"{self.folder}: the disk is full, no checkpoint was taken")
         return self.saved
 
     def close(self) -> None:
@@ -324,7 +352,8 @@ class Checkpointer:
                 self._persist(job)
             except Exception as error:
                 self._outcome = error
-                self.store.latch(f"checkpoint failed: {error}")
+                if not isinstance(error, NoRoomError):
+                    self.store.latch(f"checkpoint failed: {error}")
             self._done.set()
             os.eventfd_write(self._event, 1)
 

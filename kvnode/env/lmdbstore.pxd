@@ -64,7 +64,6 @@ cdef extern from "lmdb.h" nogil:
     int mdb_env_set_maxdbs(MDB_env *env, MDB_dbi dbs) noexcept
     int mdb_env_stat(MDB_env *env, MDB_stat *stat) noexcept
     int mdb_env_info(MDB_env *env, MDB_envinfo *info) noexcept
-    int mdb_env_sync(MDB_env *env, int force) noexcept
     int mdb_env_get_fd(MDB_env *env, int *fd) noexcept
     int mdb_env_copyfd2(MDB_env *env, int fd, unsigned int flags) noexcept
     int mdb_txn_begin(MDB_env *env, MDB_txn *parent, unsigned int flags, MDB_txn **txn) noexcept
@@ -113,6 +112,8 @@ ctypedef struct lm_txn:
     bint found[TREE_COUNT]  # put_new found a value, put_over may follow
     uint64_t touched[TREE_COUNT]    # writes, each of which dirties at most one leaf
     uint64_t reserved       # bytes appended, and of values in pages of their own
+    uint64_t base           # file bytes in use when it began
+    unsigned int ticks      # writes since the room was last looked at
 
 ctypedef struct lm_env:
     MDB_env *env
@@ -125,6 +126,9 @@ ctypedef struct lm_env:
     bint writing
     bint latched
     bint map_full
+    bint disk_full
+    int fd
+    uint64_t allocated      # WRITEMAP: bytes of the file that have blocks; 0: not managed
     uint64_t dirtied
     char error[240]
 
@@ -134,6 +138,7 @@ cdef class LmdbStore(Store):
     cdef readonly object path
     cdef readonly bint readonly
     cdef readonly bint writemap
+    cdef str real_path
     cdef int need(self) except -1
     cdef int check(self, int rc, str what) except -1
     cdef int fill_table(self) except -1

@@ -21,16 +21,26 @@ Invariants
  6. Ended read transactions are kept reset in a list and renewed: a snapshot costs about 0.1 us
     and no lock of LMDB's reader table.
 
-WRITEMAP is off: on a full disk a store into the map kills the process with SIGBUS. The parameter
-is for measuring.
+ 7. A process opens a map once: a second environment over it would find the lock file "unused"
+    (fcntl locks do not conflict within a process) and reset it under the first.
+
+WRITEMAP (off unless asked for) halves a put's CPU time and takes the copying out of commit. On a
+full disk a store into a page without blocks would kill the process with SIGBUS, so with it
+ 8. every page that a transaction may write has its blocks before: fallocate ahead of the last
+    page in use, the transaction's own growth estimated from above. No room is ST_FAILED before
+    anything is written (disk_full), nothing is latched, and the next transaction tries again.
+It needs a file system that overwrites in place (ext4, xfs): on a copying one (btrfs, zfs)
+allocated blocks are no promise. The file is as long as the reserved map, and sparse.
 """
 
 import os
 
+from libc.errno cimport ENOMEM, ENOSPC, errno
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strerror
+from posix.unistd cimport fdatasync
 
 from kvnode._core.buf cimport kv_slice
 from kvnode._core.store cimport (
@@ -47,9 +57,16 @@ from kvnode._core.storetxn import ReadTxn, StoreError, WriteTxn
 from kvnode.base.errors import CorruptionError
 
 cdef extern from "<fcntl.h>" nogil:
+    int fallocate(int fd, int mode, long offset, long length) noexcept
     int sync_file_range(int fd, long offset, long nbytes, unsigned int flags) noexcept
     enum:
         SYNC_FILE_RANGE_WRITE
+
+cdef extern from "<sys/statvfs.h>" nogil:
+    ctypedef struct statvfs_t "struct statvfs":
+        unsigned long f_frsize
+        unsigned long f_bavail
+    int fstatvfs(int fd, statvfs_t *disk) noexcept
 
 cdef enum:
     CUR_FRESH = 0
@@ -57,6 +74,12 @@ cdef enum:
     CUR_END = 2
 
     IDLE_READS_MAX = 64
+
+    # WRITEMAP's allocation ahead: how often a transaction looks, and what it keeps free
+    ROOM_TICKS = 64
+    ROOM_BYTES = 4 << 20
+    KEEP_FREE_BYTES = 64 << 20
+    KEEP_LAST_BYTES = 1 << 20
 
     # LMDB's "this file is not what it should be" codes
     LM_PAGE_NOTFOUND = -30797
@@ -69,6 +92,10 @@ TREE_NAMES = (
     b"meta", b"revs", b"keys", b"hist", b"sessions", b"leases", b"lease_keys", b"auth"
 )
 assert len(TREE_NAMES) == TREE_COUNT
+
+
+# Maps open in this process, by real path (invariant 7).
+_open_maps = set()
 
 
 # ---- errors ------------------------------------------------------------------------------------
@@ -117,20 +144,56 @@ cdef int refused(lm_env *e) noexcept nogil:
 cdef int lm_begin_write(void *env, void **txn) noexcept nogil:
     cdef lm_env *e = <lm_env *>env
     cdef lm_txn *t
+    cdef MDB_envinfo info
     cdef int rc
     if refused(e) != ST_OK:
         return ST_FAILED
     t = <lm_txn *>calloc(1, sizeof(lm_txn))
     if t == NULL:
-        return fail(e, 12, b"begin write")
+        return fail(e, ENOMEM, b"begin write")
     rc = mdb_txn_begin(e.env, NULL, 0, &t.txn)
     if rc:
         free(t)
         return fail(e, rc, b"begin write")
     t.env = e
     t.writes = True
+    if e.allocated:
+        mdb_env_info(e.env, &info)
+        t.base = <uint64_t>(info.me_last_pgno + 1) * e.page_bytes
+        if make_room(e, t.base + ROOM_BYTES) != ST_OK:
+            mdb_txn_abort(t.txn)
+            free(t)
+            return ST_FAILED
     e.writing = True
     txn[0] = t
+    return ST_OK
+
+
+cdef int make_room(lm_env *e, uint64_t end) noexcept nogil:
+    """Gives the file blocks up to `end` and some more, or fails as a full disk."""
+    cdef statvfs_t disk
+    cdef uint64_t more
+    cdef uint64_t free_bytes = 0
+    cdef uint64_t at = e.allocated // e.page_bytes * e.page_bytes
+    cdef int rc = 0
+    if end <= e.allocated:
+        return ST_OK
+    if fstatvfs(e.fd, &disk) == 0:
+        free_bytes = <uint64_t>disk.f_bavail * disk.f_frsize
+    more = end // 8
+    if more < 2 * ROOM_BYTES:
+        more = 2 * ROOM_BYTES
+    # What goes ahead of need leaves room for the log; what is needed leaves it for a checkpoint.
+    if end - at + more + KEEP_FREE_BYTES > free_bytes:
+        more = 0
+    if end - at + KEEP_LAST_BYTES > free_bytes:
+        rc = ENOSPC
+    elif fallocate(e.fd, 0, at, end + more - at) != 0:
+        rc = errno
+    e.disk_full = rc == ENOSPC
+    if rc:
+        return fail(e, rc, b"allocate")
+    e.allocated = end + more
     return ST_OK
 
 
@@ -225,7 +288,7 @@ cdef int lm_begin_read(void *env, void **txn) noexcept nogil:
         t = <lm_txn *>calloc(1, sizeof(lm_txn))
         if t == NULL:
             read_over(e)
-            return fail(e, 12, b"begin read")
+            return fail(e, ENOMEM, b"begin read")
         t.env = e
     t.next = NULL
     rc = renew(e, t)
@@ -290,8 +353,8 @@ cdef int lm_get(void *txn, int tree, kv_slice key, kv_slice *val) noexcept nogil
     return ST_OK
 
 
-cdef int writing(lm_txn *t, int tree, size_t key_bytes) noexcept nogil:
-    """Opens the tree's write cursor and counts the write."""
+cdef int writing(lm_txn *t, int tree, size_t key_bytes, size_t val_bytes) noexcept nogil:
+    """Opens the tree's write cursor, counts the write, and sees that there is room for it."""
     cdef int rc
     if not t.writes:
         return misuse(t, b"write in a read transaction")
@@ -302,13 +365,35 @@ cdef int writing(lm_txn *t, int tree, size_t key_bytes) noexcept nogil:
         rc = mdb_cursor_open(t.txn, t.env.dbi[tree], &t.write_cursor[tree])
         if rc:
             return fail_txn(t, rc, b"open cursor")
-    return ST_OK
-
-
-cdef inline void count_write(lm_txn *t, int tree, size_t val_bytes) noexcept nogil:
     t.touched[tree] += 1
     if val_bytes > t.env.page_bytes // 2:
         t.reserved += val_bytes + t.env.page_bytes
+        t.ticks = ROOM_TICKS
+    t.ticks += 1
+    if t.ticks >= ROOM_TICKS and t.env.allocated:
+        return check_room(t)
+    return ST_OK
+
+
+cdef int check_room(lm_txn *t) noexcept nogil:
+    """Room for all that this transaction may have put behind the file's used end so far.
+
+    A tree's dirty pages are at most its pages, and at most three a write (leaf, split, branch).
+    """
+    cdef MDB_stat st
+    cdef uint64_t pages = 0
+    cdef uint64_t all_pages
+    cdef int i
+    t.ticks = 0
+    for i in range(TREE_COUNT):
+        if t.touched[i] and mdb_stat(t.txn, t.env.dbi[i], &st) == 0:
+            all_pages = st.ms_branch_pages + st.ms_leaf_pages + 3 * ROOM_TICKS
+            pages += 3 * t.touched[i] if 3 * t.touched[i] < all_pages else all_pages
+    pages += 2 * t.reserved // t.env.page_bytes
+    if make_room(t.env, t.base + pages * t.env.page_bytes + ROOM_BYTES) != ST_OK:
+        t.failed = True
+        return ST_FAILED
+    return ST_OK
 
 
 cdef int lm_put(void *txn, int tree, kv_slice key, kv_slice val) noexcept nogil:
@@ -316,12 +401,11 @@ cdef int lm_put(void *txn, int tree, kv_slice key, kv_slice val) noexcept nogil:
     cdef MDB_val k = to_val(key)
     cdef MDB_val v = to_val(val)
     cdef int rc
-    if writing(t, tree, key.n) != ST_OK:
+    if writing(t, tree, key.n, val.n) != ST_OK:
         return ST_FAILED
     rc = mdb_cursor_put(t.write_cursor[tree], &k, &v, 0)
     if rc:
         return fail_txn(t, rc, b"put")
-    count_write(t, tree, val.n)
     return ST_OK
 
 
@@ -332,7 +416,7 @@ cdef int lm_put_new(
     cdef MDB_val k = to_val(key)
     cdef MDB_val v = to_val(val)
     cdef int rc
-    if writing(t, tree, key.n) != ST_OK:
+    if writing(t, tree, key.n, val.n) != ST_OK:
         return ST_FAILED
     rc = mdb_cursor_put(t.write_cursor[tree], &k, &v, MDB_NOOVERWRITE)
     if rc == MDB_KEYEXIST:
@@ -341,7 +425,6 @@ cdef int lm_put_new(
         return ST_EXISTS
     if rc:
         return fail_txn(t, rc, b"put_new")
-    count_write(t, tree, val.n)
     return ST_OK
 
 
@@ -356,7 +439,6 @@ cdef int lm_put_over(void *txn, int tree, kv_slice key, kv_slice val) noexcept n
     rc = mdb_cursor_put(t.write_cursor[tree], &k, &v, MDB_CURRENT)
     if rc:
         return fail_txn(t, rc, b"put_over")
-    count_write(t, tree, val.n)
     return ST_OK
 
 
@@ -365,7 +447,10 @@ cdef int lm_append(void *txn, int tree, kv_slice key, size_t n, uint8_t **dst) n
     cdef MDB_val k = to_val(key)
     cdef MDB_val v
     cdef int rc
-    if writing(t, tree, key.n) != ST_OK:
+    t.reserved += key.n + n + 16
+    if n > t.env.page_bytes:
+        t.ticks = ROOM_TICKS
+    if writing(t, tree, key.n, 0) != ST_OK:
         return ST_FAILED
     v.mv_size = n
     v.mv_data = NULL
@@ -374,8 +459,7 @@ cdef int lm_append(void *txn, int tree, kv_slice key, size_t n, uint8_t **dst) n
         return misuse(t, b"append of a key that does not sort last")
     if rc:
         return fail_txn(t, rc, b"append")
-    t.touched[tree] |= 1
-    t.reserved += key.n + n + 16
+    t.touched[tree] -= 1
     dst[0] = <uint8_t *>v.mv_data
     return ST_OK
 
@@ -384,14 +468,13 @@ cdef int lm_delete(void *txn, int tree, kv_slice key) noexcept nogil:
     cdef lm_txn *t = <lm_txn *>txn
     cdef MDB_val k = to_val(key)
     cdef int rc
-    if writing(t, tree, key.n) != ST_OK:
+    if writing(t, tree, key.n, 0) != ST_OK:
         return ST_FAILED
     rc = mdb_del(t.txn, t.env.dbi[tree], &k, NULL)
     if rc == MDB_NOTFOUND:
         return ST_NOTFOUND
     if rc:
         return fail_txn(t, rc, b"delete")
-    count_write(t, tree, 0)
     return ST_OK
 
 
@@ -402,7 +485,7 @@ cdef int lm_cursor_open(void *txn, int tree, void **cur) noexcept nogil:
     cdef lm_cur *c = <lm_cur *>calloc(1, sizeof(lm_cur))
     cdef int rc
     if c == NULL:
-        return fail_txn(t, 12, b"open cursor")
+        return fail_txn(t, ENOMEM, b"open cursor")
     rc = mdb_cursor_open(t.txn, t.env.dbi[tree], &c.cursor)
     if rc:
         free(c)
@@ -520,9 +603,14 @@ cdef class LmdbStore(Store):
         self.path = os.fspath(path)
         self.readonly = readonly
         self.writemap = writemap
+        real_path = os.path.realpath(self.path)
+        if real_path in _open_maps:
+            raise StoreError(f"{self.path}: this process has the map open already")
         self.lm = <lm_env *>calloc(1, sizeof(lm_env))
         if self.lm == NULL:
             raise MemoryError
+        _open_maps.add(real_path)
+        self.real_path = real_path
         pthread_mutex_init(&self.lm.lock, NULL)
         self.check(mdb_env_create(&self.lm.env), "create environment")
         self.check(mdb_env_set_maxdbs(self.lm.env, TREE_COUNT), "set trees")
@@ -535,8 +623,13 @@ cdef class LmdbStore(Store):
             flags |= MDB_NORDAHEAD
         name = os.fsencode(self.path)
         self.check(mdb_env_open(self.lm.env, name, flags, 0o600), "open")
+        self.check(mdb_env_get_fd(self.lm.env, &self.lm.fd), "fd")
         self.open_trees(create and not readonly)
         self.fill_table()
+        if writemap and not readonly:
+            self.lm.allocated = 1
+            if make_room(self.lm, <uint64_t>self.info()["last_page"] * self.lm.page_bytes) != ST_OK:
+                raise StoreError(f"{self.path}: {self.lm.error.decode()}")
 
     def open_trees(self, bint create):
         """Gets the trees' handles without writing; creates them only in an empty environment."""
@@ -626,10 +719,8 @@ cdef class LmdbStore(Store):
     @property
     def fd(self):
         """The data file's descriptor, owned by LMDB."""
-        cdef int fd = -1
         self.need()
-        self.check(mdb_env_get_fd(self.lm.env, &fd), "fd")
-        return fd
+        return self.lm.fd
 
     @property
     def dirtied_bytes(self):
@@ -640,6 +731,11 @@ cdef class LmdbStore(Store):
     def map_full(self):
         """A transaction failed for lack of map; grow() clears it."""
         return bool(self.lm.map_full)
+
+    @property
+    def disk_full(self):
+        """The last allocation found no room on the disk (WRITEMAP only)."""
+        return bool(self.lm.disk_full)
 
     @property
     def latched(self):
@@ -675,18 +771,23 @@ cdef class LmdbStore(Store):
     # -- disk
 
     def sync(self):
-        """Durability: every page committed before the call. Blocking: without the GIL."""
-        cdef int rc
+        """Durability: every page committed before the call. Blocking: without the GIL.
+
+        On the descriptor, not by mdb_env_sync: with WRITEMAP that is an msync of the map's
+        address, which grow() may move meanwhile. The kernel has one page cache for both.
+        """
+        cdef int rc = 0
         self.need()
         with nogil:
-            rc = mdb_env_sync(self.lm.env, 1)
+            if fdatasync(self.lm.fd) != 0:
+                rc = errno
         self.check(rc, "sync")
 
     def start_writeback(self):
         """Asks the kernel to begin writing what is dirty, so that a later sync is short."""
-        cdef int fd = self.fd
+        self.need()
         with nogil:
-            sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE)
+            sync_file_range(self.lm.fd, 0, 0, SYNC_FILE_RANGE_WRITE)
 
     def reader_check(self):
         """Frees the reader slots of dead processes; returns how many there were."""
@@ -748,6 +849,7 @@ cdef class LmdbStore(Store):
         if self.lm.env != NULL:
             mdb_env_close(self.lm.env)
             self.lm.env = NULL
+        _open_maps.discard(self.real_path)
         self.lm.latched = True
         snprintf(self.lm.error, sizeof(self.lm.error), b"lmdb: the store is closed")
         return 0

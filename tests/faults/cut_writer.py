@@ -1,8 +1,9 @@
 """The process that writes while the power is cut (started by test_power_cut_store).
 
-    python -m tests.faults.cut_writer STATE SEED MODE SYNC HOLD STOP
+    python -m tests.faults.cut_writer STATE SEED MODE SYNC HOLD WRITEMAP STOP
 
 MODE: node_start or process_restart; SYNC, HOLD: 0 leaves the step out that must be missed.
+WRITEMAP: 1 writes through the map.
 STOP: 0 writes until killed; n > 0 ends cleanly after n transactions; n < 0 dies after -n.
 Prints "open INDEX DIGEST", then "saved INDEX" for each durable checkpoint, "at INDEX" every few
 transactions. Transaction i is a function of (SEED, i) alone, so any state can be computed again.
@@ -118,10 +119,10 @@ def reap(pointer: Checkpointer) -> None:
 
 def main() -> None:
     root, seed, mode = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    sync, hold, stop = (int(word) for word in sys.argv[4:7])
+    sync, hold, writemap, stop = (int(word) for word in sys.argv[4:8])
     opened = open_for_write(
         root, mode, checkpoint_seconds=0.03, dirty_bytes=8 << 20,
-        sync=bool(sync), hold=bool(hold),
+        sync=bool(sync), hold=bool(hold), writemap=bool(writemap),
     )
     with opened.store.begin_read() as txn:
         say("open", opened.index, store_digest(txn))

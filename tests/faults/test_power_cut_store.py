@@ -30,12 +30,19 @@ class Wrong(Exception):
 class Bench:
     """A disk, the model, and one writer at a time."""
 
-    def __init__(self, disk: CutDisk, seed: int, sync: bool = True, hold: bool = True) -> None:
+    def __init__(
+        self,
+        disk: CutDisk,
+        seed: int,
+        sync: bool = True,
+        hold: bool = True,
+        writemap: bool = False,
+    ) -> None:
         self.disk = disk
         self.rng = random.Random(seed)
         self.model = Model(seed)
         self.seed = seed
-        self.flags = [str(int(sync)), str(int(hold))]
+        self.flags = [str(int(flag)) for flag in (sync, hold, writemap)]
         self.saved = 0
         self.writer: subprocess.Popen[str] | None = None
 
@@ -156,20 +163,25 @@ def caught(bench: Bench, count: int) -> int:
     return 0
 
 
-def test_a_few_cuts(disk: CutDisk) -> None:
-    assert rounds(Bench(disk, SEED), 5) > 0
+@pytest.mark.parametrize("writemap", [False, True])
+def test_a_few_cuts(disk: CutDisk, writemap: bool) -> None:
+    assert rounds(Bench(disk, SEED, writemap=writemap), 5) > 0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_forty_cuts(disk: CutDisk) -> None:
-    saved = rounds(Bench(disk, SEED + 1), 40)
+@pytest.mark.parametrize("writemap", [False, True])
+def test_forty_cuts(disk: CutDisk, writemap: bool) -> None:
+    saved = rounds(Bench(disk, SEED + 1, writemap=writemap), 40)
     print(f"40 power cuts, {saved} durable transactions, lost 0, wrong 0, unopenable 0")
     assert saved > 400
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("writemap", [False, True])
 @pytest.mark.parametrize("left_out", ["sync", "hold"])
-def test_the_harness_catches_a_missing_step(disk: CutDisk, left_out: str) -> None:
-    assert caught(Bench(disk, SEED + 2, **{left_out: False}), 15) > 0
+def test_the_harness_catches_a_missing_step(
+    disk: CutDisk, left_out: str, writemap: bool
+) -> None:
+    assert caught(Bench(disk, SEED + 2, writemap=writemap, **{left_out: False}), 15) > 0

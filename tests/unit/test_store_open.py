@@ -24,6 +24,7 @@ from kvnode.env.store import (
     open_for_read,
     open_for_write,
 )
+from tests.support.store_reader import Reader
 
 QUIET = {"checkpoint_seconds": 3600.0}
 
@@ -159,13 +160,13 @@ def test_process_restart_keeps_commits_and_takes_a_checkpoint(tmp_path: Path) ->
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", RESTART, str(tmp_path)], cwd=root, check=False)
     assert done.returncode == 9
-    reader, generation = open_for_read(tmp_path)
-    assert generation == 1
+    reader = Reader(tmp_path)
+    assert reader.generation == 1
     opened = open_for_write(tmp_path, mode="process_restart", **QUIET)
     assert not opened.rolled_back and opened.index == 50 == applied(opened)
     assert read_checkpoint(opened.folder) == opened.checkpointer.saved
     apply(opened, 51)
-    assert len(content(reader)[1]) == 51
+    assert reader.entries(TREE_REVS) == 51
     reader.close()
     opened.close()
     again = open_for_write(tmp_path, **QUIET)
@@ -190,7 +191,9 @@ def test_a_second_writer_and_a_roll_back_under_readers_are_refused(
     opened = open_for_write(tmp_path)
     with pytest.raises(InUseError, match="a node is running"):
         open_for_write(tmp_path)
-    reader, _ = open_for_read(tmp_path)
+    with pytest.raises(StoreError, match="open already"):
+        open_for_read(tmp_path)
+    reader = Reader(tmp_path)
     opened.close()
     with pytest.raises(InUseError, match=r"use\.lock"):
         open_for_write(tmp_path)
