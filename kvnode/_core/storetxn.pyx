@@ -15,7 +15,7 @@ from libc.string cimport memcpy
 
 from kvnode._core.buf cimport kv_slice
 from kvnode._core cimport store as st
-from kvnode._core.store cimport ST_EXISTS, ST_FAILED, ST_NOTFOUND, Store, kv_store
+from kvnode._core.store cimport ST_EXISTS, ST_FAILED, ST_NOTFOUND, Store
 
 from kvnode.base.errors import DiskError
 

@@ -90,7 +90,7 @@ class Checkpoint:
         """Raises CorruptionError for anything but a whole file of this version."""
         if len(data) < HEAD.size + 4:
             raise CorruptionError("checkpoint file is too short", path, len(data))
-        magic, version, page_bytes, txn, index, term, _ = HEAD.unpack_from(data)
+        magic, version, page_bytes, txn, index, term, zero = HEAD.unpack_from(data)
         if magic != MAGIC:
             raise CorruptionError("not a checkpoint file", path)
         if version != VERSION:
@@ -100,8 +100,8 @@ class Checkpoint:
                 path,
                 8,
             )
-        if len(data) != HEAD.size + page_bytes + 4:
-            raise CorruptionError("checkpoint file has the wrong length", path, len(data))
+        if zero or len(data) != HEAD.size + page_bytes + 4:
+            raise CorruptionError("checkpoint file has the wrong length or head", path, len(data))
         if crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
             raise CorruptionError("checkpoint file is damaged (CRC)", path)
         found = Checkpoint(txn, index, term, data[HEAD.size : -4])

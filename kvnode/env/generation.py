@@ -13,7 +13,8 @@ Opened, moved to the new generation.
     retired = builder.switch()                  # opened.store is the new map now; tell gateways
     ... until retired.poll(): the old map's last reader has closed
 
-Keep the log from min(opened.checkpointer.index, builder.index) while a builder lives; abandon()
+Keep the log from min(opened.checkpointer.index, builder.keep_from) while a builder lives (after a
+crash behind the switch the new map opens at its checkpoint, not where it was applied to); abandon()
 it before the writer stops.
 
 Invariants
@@ -85,6 +86,11 @@ class GenerationBuilder:
     def fileno(self) -> int:
         """Becomes readable when the copy ended: call poll()."""
         return self._event
+
+    @property
+    def keep_from(self) -> int:
+        """Applied index of the new map's durable checkpoint: the log is not cut above it."""
+        return self.index if self.checkpointer is None else self.checkpointer.index
 
     def create(self) -> LmdbStore:
         """An empty generation, open, to be filled (installed snapshot, restore). Blocking."""

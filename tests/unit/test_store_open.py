@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import select
 import stat
 import struct
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from kvnode._core.crc32c import crc32c
 
 from kvnode._core.storetxn import TREE_KEYS, TREE_META, TREE_REVS, StoreError
 from kvnode.base.errors import CorruptionError, DiskError
@@ -24,6 +26,7 @@ from kvnode.env.store import (
     open_for_read,
     open_for_write,
 )
+from tests.fuzz import fuzz_checkpoint
 from tests.support.store_reader import Reader
 
 QUIET = {"checkpoint_seconds": 3600.0}
@@ -259,6 +262,24 @@ def test_checkpoint_file_golden() -> None:
     for cut in (0, 10, 51, 4000, len(data) - 1):
         with pytest.raises(CorruptionError):
             Checkpoint.decode(data[:cut])
+
+
+def test_mutated_checkpoint_files() -> None:
+    page = bytearray(4096)
+    struct.pack_into("<II", page, 16, 0xBEEFC0DE, 1)
+    struct.pack_into("<Q", page, 144, 7)
+    whole = Checkpoint(7, 300, 2, bytes(page)).encode()
+    rng = random.Random(11)
+    fuzz_checkpoint.fuzz(whole)
+    for _ in range(2000):
+        data = bytearray(whole)
+        for _ in range(rng.randrange(1, 4)):
+            data[rng.randrange(160 if rng.random() < 0.7 else len(data))] = rng.randrange(256)
+        if rng.random() < 0.3:
+            del data[rng.randrange(len(data)) :]
+        if rng.random() < 0.5 and len(data) > 4:
+            data[-4:] = crc32c(bytes(data[:-4])).to_bytes(4, "little")
+        fuzz_checkpoint.fuzz(bytes(data))
 
 
 def test_checkpoints_follow_time_and_dirt(tmp_path: Path) -> None:
