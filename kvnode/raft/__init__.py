@@ -2,7 +2,7 @@
 gives one `Ready` at a time.
 
 Reading order: types, configuration, quorum, log, progress, state, election, replication,
-membership, reads, node.
+membership, reads, node; codec for messages as bytes.
 
 The caller's contract
 ---------------------
@@ -37,7 +37,7 @@ A start: the storage, the last durable hard state, configuration and snapshot re
 that the state machine has applied. A sole voter calls `campaign()` at once. On a cluster's first
 start every founder's entry 1 (term 1) is the first configuration, committed from the beginning.
 
-Deliberately absent: encoding of messages, addresses, transfer of snapshot bytes, compaction (the
+Deliberately absent: addresses, transfer of snapshot bytes, compaction (the
 storage drops what `Status.members[].needs_from` and the state machine no longer need).
 """
 

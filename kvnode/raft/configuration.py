@@ -46,7 +46,7 @@ from kvnode.raft.errors import ConfigurationRefusedError
 _VERSION: Final = 1
 _HEAD: Final = struct.Struct("<BBHHHHH")
 _CHANGE_HEAD: Final = struct.Struct("<BBHI")
-_CHANGE: Final = struct.Struct("<B7xQ")
+_CHANGE: Final = struct.Struct("<QQ")   # the type's zeros are read with it, so they are checked
 
 
 class ChangeType(IntEnum):

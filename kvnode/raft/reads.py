@@ -19,6 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from kvnode.base.ids import Index, MemberID, Term
+from kvnode.raft.errors import MessageError
 from kvnode.raft.quorum import joint_value
 from kvnode.raft.types import (
     HEARTBEAT,
@@ -151,7 +152,8 @@ def on_round_answer(r: Raft, message: Message) -> None:
     progress = r.progress[message.sender]
     if message.context <= progress.acked_round:
         return
-    assert message.context <= r.reads.number, "D1: an answer to a round not begun"
+    if message.context > r.reads.number:
+        raise MessageError(f"D1: {message.sender} answers round {message.context}, not begun yet")
     progress.acked_round = message.context
     if r.reads.rounds:
         finish_rounds(r)
