@@ -1,7 +1,7 @@
 """Commands of the datadriven scripts in `testdata/`; `test_scripts` runs them.
 
 A script is a list of blocks: a command line (and more lines of it), `----`, the output, an empty
-line. With KVNODE_DATA_REWRITE=1 the outputs are written anew and the reviewer reads the diff.
+line. With KVNODE_REWRITE=1 the outputs are written anew and the reviewer reads the diff.
 
 ```
 cluster 3 [option=value ...]   members 1..3 of a new cluster; options are NodeConfig's

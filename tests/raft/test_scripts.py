@@ -1,4 +1,4 @@
-"""Runs the datadriven scripts; KVNODE_DATA_REWRITE=1 writes their outputs anew."""
+"""Runs the datadriven scripts; KVNODE_REWRITE=1 writes their outputs anew."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(text: str) -> str:
 def test_script(path: Path) -> None:
     text = path.read_text()
     now = run(text)
-    if os.environ.get("KVNODE_DATA_REWRITE"):
+    if os.environ.get("KVNODE_REWRITE"):
         path.write_text(now)
     else:
         assert now == text
