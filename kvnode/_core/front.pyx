@@ -46,7 +46,7 @@ from kvnode._core.etcdpb cimport RangeReq, RespHeader, check_range, check_reques
 from kvnode._core.ranges cimport (
     RANGE_MORE, RangeReader, RangeState, range_free, range_init, range_step, reader_serve,
 )
-from kvnode._core.records cimport REC_NONE, REC_OK
+from kvnode._core.records cimport REC_CORRUPT, REC_NOMEM, REC_NONE, REC_OK
 from kvnode._core.sharedword cimport WORD_COMMIT, SharedWords
 
 from kvnode.base.errors import DecodeError
@@ -95,6 +95,7 @@ cdef enum:
     OUT_KEEP_BYTES = 65536
     SLICE_WORK = 10000           # units of 100 ns: a slice of a long read lasts about 1 ms
     SLICE_BYTES = 262144
+    SORT_BYTES_MAX = 268435456   # what a sorted read may remember of the keys it sorts
 
 cdef struct zmq_msg:
     uint64_t opaque[8]
@@ -464,8 +465,7 @@ cdef class Front:
         cdef int code
         cdef bint batch = kind == KIND_PUT_BATCH or kind == KIND_PUT_BATCH_ONE \
             or kind == KIND_TXN_BATCH
-        if n > (self.max_batch if batch else self.max_request):
-            return CODE_REQUEST_TOO_LARGE
+        cdef bint large = n > (self.max_batch if batch else self.max_request)
         if kind == KIND_RANGE:
             code = decode_range(p, n, &rr)
             if code == CODE_OK:
@@ -479,14 +479,19 @@ cdef class Front:
             return CODE_OK
         if batch or (KIND_PUT <= kind <= KIND_COMPACT):
             kv_arena_reset(&self.arena)
+            # As etcd: what is wrong with a request is said before that it is too large.
             code = check_request(kind, p, n, self.max_txn_ops, &self.arena)
-            if code:
-                return code
+            if self.arena.err:
+                raise MemoryError
+            if code or large:
+                return code if code else CODE_REQUEST_TOO_LARGE
             if sequence != 0 and session != 0:
                 self.add_client_group(ref, kind, session, sequence, lowest, p, n)
             else:
                 self.add_own(ref, kind, p, n)
             return CODE_OK
+        if large:
+            return CODE_REQUEST_TOO_LARGE
         self.events.append(("request", ref.conn, ref.generation, ref.id, ref.size, kind, p[:n]))
         return CODE_OK
 
@@ -1088,9 +1093,10 @@ cdef class Front:
         self.head.revision = <int64_t> reader.heads.revision
         code = range_init(&r.state, &r.req, <int64_t> reader.heads.revision,
                           <int64_t> reader.heads.compacted, &self.head, &r.out)
-        if code != REC_OK:
+        if code != CODE_OK:
             self.end_long(r, code)
             return 0
+        r.state.items_bytes_max = SORT_BYTES_MAX
         if not self.step_one(reader, r):
             self.longs.push_back(r)
         return 0
@@ -1105,8 +1111,12 @@ cdef class Front:
             self.end_long(r, CODE_OK)
         elif code == REC_NONE:
             self.end_long(r, CODE_COMPACTED)
-        else:
+        elif code == REC_NOMEM:
+            self.end_long(r, CODE_TOO_MANY_REQUESTS)
+        elif code == REC_CORRUPT:
             self.end_long(r, CODE_CORRUPT)
+        else:
+            self.end_long(r, CODE_UNAVAILABLE)
         return True
 
     cdef int end_long(self, LongRead *r, int code) except -1:

@@ -22,6 +22,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Collection
 
 from kvnode._core.sharedword import APPLIED, DAMAGE, GENERATION, LIFE, READING, SharedWords
 from kvnode.base.codes import Code
@@ -40,6 +41,8 @@ log = logging.getLogger("applier")
 
 APPLY_BYTES_MAX = 8 * MIB
 FREE_RECORDS = 500
+TELL_SECONDS = 0.02
+TELL_BYTES = 16 * MIB
 RECONNECT_SECONDS = 0.003
 Entry = tuple[int, int, memoryview]  # index, term, the entry with its head
 
@@ -63,7 +66,8 @@ class Applier:
         loop.add_source(self.server, self.on_server)
         self.consensus: Endpoint | None = None
         self.consensus_peer: Peer | None = None
-        self.told_applied = 0
+        self.telling = False
+        self.untold_bytes = 0
         self.defragmenter = Defragmenter(self)
         self.checkpoint_watch = -1
         self.checkpoint_fd()
@@ -149,14 +153,22 @@ class Applier:
         results = self.machine.apply(
             batch[0][2] if count == 1 else b"".join([entry[2] for entry in batch])
         )
-        self.opened.checkpointer.committed(self.machine.applied_index, size)
         self._publish()
+        answered = set()
         for incarnation, data in results:
             peer = self.gateways.get(incarnation)
             if peer is not None:
+                answered.add(incarnation)
                 self.server.send(peer, Frame.RESULTS, data)
-        self._tell_head()
-        self._tell_applied()
+        if len(answered) < len(self.gateways):
+            self._tell_head(answered)
+        self.opened.checkpointer.committed(self.machine.applied_index, size)
+        self.untold_bytes += size
+        if self.untold_bytes > TELL_BYTES:
+            self._tell_applied()
+        elif not self.telling:
+            self.telling = True
+            self.loop.after(TELL_SECONDS, self._tell_applied)
         if self.held and self.held[0][0] <= self.border:
             self.loop.after(0, lambda: None)
 
@@ -171,12 +183,17 @@ class Applier:
             self.opened.generation,
         )
 
-    def _tell_head(self) -> None:
+    def _tell_head(self, answered: Collection[int] = ()) -> None:
+        """HEAD to every gateway, but those whose RESULTS said as much."""
         head = self._head()
-        for peer in self.gateways.values():
-            self.server.send(peer, Frame.HEAD, head)
+        for incarnation, peer in self.gateways.items():
+            if incarnation not in answered:
+                self.server.send(peer, Frame.HEAD, head)
 
     def _tell_applied(self) -> None:
+        """APPLIED to consensus: not with each batch, it cuts the log and watches the quota."""
+        self.telling = False
+        self.untold_bytes = 0
         if self.consensus is None or self.consensus_peer is None:
             return
         machine = self.machine
