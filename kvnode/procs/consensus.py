@@ -30,6 +30,7 @@ from kvnode._core.envelope import merge
 from kvnode._core.sharedword import COMMIT, SOLE, TERM, SharedWords
 from kvnode.base.codes import Code
 from kvnode.base.errors import CallerError, CorruptionError, DiskError
+from kvnode.base.failpoint import hit
 from kvnode.base.ids import Index, MemberID, Term
 from kvnode.base.limits import GATHER_BYTES, MIB
 from kvnode.env.clock import random_u64
@@ -249,6 +250,7 @@ class Consensus:
             number = self.tickets.pop(0)[1]
         if number:
             self.node.on_persisted(number)
+            hit("persisted")
 
     def turn(self) -> None:
         """The end of a turn: one entry of what gathered, then everything that is ready."""
@@ -285,6 +287,7 @@ class Consensus:
             node.propose(taken[0] if len(taken) == 1 else merge(taken))
         except OverloadedError:
             return
+        hit("proposed")
         del self.proposals[: len(taken)]
         self.gathered_bytes = sum(len(p[1]) for p in self.proposals)
         if self.proposals:
@@ -314,6 +317,7 @@ class Consensus:
             if ready.hard_state is not None:
                 wal.save_hard_state(*ready.hard_state)
             self.tickets.append((wal.submit(), ready.number))
+            hit("submitted")
             if ready.entries:
                 self.on_appended(ready.entries)
         if ready.committed is not None:
@@ -356,7 +360,9 @@ class Consensus:
             term = wal.term(border)
             assert term is not None
             self.border = border
+            hit("border")
             self.server.send(applier, Frame.BORDER, PAIR.pack(border, term))
+            hit("bordered")
 
     def stop(self) -> None:
         """Closes the log with its closing mark."""

@@ -35,6 +35,7 @@ from kvnode._core.front import Front
 from kvnode._core.ranges import RangeReader
 from kvnode._core.sharedword import COMMIT, GENERATION, READING, SOLE, TERM, SharedWords
 from kvnode.base.codes import Code, Kind
+from kvnode.base.failpoint import hit
 from kvnode.base.limits import (
     ENTRY_BYTES_MAX,
     MIB,
@@ -250,6 +251,7 @@ class Gateway:
                 self.pump()
                 return
             count = front.drain(monotonic_us(), 2048)
+            hit("drain")
             if count == 0 or front.gathered_bytes > PROPOSAL_BYTES_SOFT:
                 self.pump()
             if count == 0:
@@ -265,7 +267,9 @@ class Gateway:
         if made is not None:
             number, batch = made
             self.open[number] = batch
-            self.consensus.send(Frame.PROPOSE, batch)
+            if not hit("proposal"):
+                self.consensus.send(Frame.PROPOSE, batch)
+            hit("proposed")
         if self.reader is not None:
             if front.reads_serializable:
                 self.reader.refresh()
@@ -275,6 +279,7 @@ class Gateway:
                 self.step_long()
         if front.flush():
             self.loop.call_later(0.001, self.pump)
+        hit("flushed")
 
     def on_event(self, event: tuple) -> None:  # type: ignore[type-arg]
         """What the front leaves to Python."""
@@ -386,6 +391,7 @@ class Gateway:
             self.front.on_results(message.payload)
             for number in self.front.take_finished():
                 self.open.pop(number, None)
+            hit("results")
             if not self.stopping:
                 self.loop.call_soon(self.on_socket)
         elif message.kind == Frame.HEAD:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import setproctitle
 
+from kvnode.base import failpoint
 from kvnode.base.config import Config, config_from_json
 
 EXIT_FATAL = 78
@@ -158,4 +159,5 @@ def begin(role: str) -> Start:
     number = f"-{start.number}" if role == "gateway" else ""
     setproctitle.setproctitle(f"kvnode: {role}{number} [{name}] {start.layout.data}")
     set_up_log(start.config.log_level, start.config.log_json)
+    failpoint.arm(role)
     return start

@@ -43,6 +43,7 @@ import setproctitle
 
 from kvnode import __version__
 from kvnode._core.sharedword import SharedWords
+from kvnode.base import failpoint
 from kvnode.base.config import Config, config_to_json
 from kvnode.base.errors import CallerError, ConfigError, DiskError
 from kvnode.base.ports import parse_url
@@ -323,7 +324,9 @@ class Supervisor:
             self.stopping = True
             return
         log.warning("a process died, starting it again", extra={"fields": fields})
+        failpoint.hit("death")
         self.start(child, restart=True)
+        failpoint.hit("restarted")
 
     def _hopeless(self, child: Child, status: int) -> str:
         """Why starting the child again can't help; empty when it can.
@@ -360,6 +363,7 @@ class Supervisor:
         self.poll.register(wake_read, select.EPOLLIN)
         for child in self.children:
             self.start(child, restart=False)
+            failpoint.hit("started")
         while not self.stopping:
             for fd, _ in self.poll.poll():
                 if fd == wake_read:
@@ -455,6 +459,7 @@ def run(config: Config) -> int:
         print("kvnode: assertions are part of its safety: do not run python with -O", file=sys.stderr)
         return 2
     set_up_log(config.log_level, config.log_json)
+    failpoint.arm("supervisor")
     try:
         node = Supervisor(config)
     except (CallerError, DiskError) as error:

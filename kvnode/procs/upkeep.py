@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from kvnode._core.machine import Machine
 from kvnode.base.codes import Code
 from kvnode.base.errors import DiskError
+from kvnode.base.failpoint import hit
 from kvnode.base.limits import MIB
 from kvnode.env.generation import GenerationBuilder, Retired
 from kvnode.env.scrub import Scrubber
@@ -72,6 +73,7 @@ class Defragmenter:
             return
         self.builder = builder
         self.applier.loop.add(builder.fileno(), self.on_copied)
+        hit("defrag-copy")
 
     def on_copied(self) -> None:
         """The copy is durable: it catches up with the log."""
@@ -130,7 +132,9 @@ class Defragmenter:
         assert builder is not None and machine is not None
         before = applier.machine.used_bytes()
         assert machine.state_hash == applier.machine.state_hash, "the copy went another way"
+        hit("defrag-switch")
         self.retired = builder.switch()
+        hit("defrag-switched")
         self.builder = self.machine = None
         applier.on_switched(machine)
         log.info(
