@@ -27,9 +27,11 @@ from collections.abc import Collection
 from kvnode._core.sharedword import APPLIED, DAMAGE, GENERATION, LIFE, READING, SharedWords
 from kvnode.base.codes import Code
 from kvnode.base.errors import CorruptionError, DiskError
+from kvnode.base.failpoint import hit
 from kvnode.base.limits import MIB
 from kvnode.env.clock import monotonic_us, random_u64
 from kvnode.env.link import GONE, KINDS, Endpoint, Peer
+from kvnode.env.lmdbstore import LmdbStore
 from kvnode.env.store import Opened, open_for_write
 from kvnode.procs.loop import Loop
 from kvnode.procs.process import EXIT_FATAL, Start, begin
@@ -47,6 +49,13 @@ RECONNECT_SECONDS = 0.003
 Entry = tuple[int, int, memoryview]  # index, term, the entry with its head
 
 
+def new_machine(store: LmdbStore, start: Start) -> Machine:
+    """The state machine over a store. KVNODE_TEST_NO_WINDOW=1 switches exactly-once off, for the
+    test that must see its check fail."""
+    window = os.environ.get("KVNODE_TEST_NO_WINDOW") != "1"
+    return Machine(store, start.member, start.cluster, window=window)
+
+
 class Applier:
     """One applier process."""
 
@@ -56,7 +65,7 @@ class Applier:
         self.opened = opened
         self.incarnation = random_u64()
         self.words = SharedWords(start.layout.words)
-        self.machine = Machine(opened.store, start.member, start.cluster)
+        self.machine = new_machine(opened.store, start)
         self.held: list[Entry] = []
         self.border = 0
         self.border_term = 0
@@ -109,6 +118,7 @@ class Applier:
                 return
             if message.kind == Frame.ENTRIES:
                 self.hold(split_entries(message.payload))
+                hit("entries")
             elif message.kind == Frame.BORDER:
                 self.border, self.border_term = PAIR.unpack(message.payload)
             elif message.kind == Frame.FETCHED:
@@ -150,19 +160,27 @@ class Applier:
         del self.held[:count]
         last = batch[-1]
         assert last[0] < self.border or last[1] == self.border_term, "the border has another term"
+        hit("apply")
         results = self.machine.apply(
             batch[0][2] if count == 1 else b"".join([entry[2] for entry in batch])
         )
+        hit("committed")
         self._publish()
         answered = set()
         for incarnation, data in results:
             peer = self.gateways.get(incarnation)
             if peer is not None:
                 answered.add(incarnation)
-                self.server.send(peer, Frame.RESULTS, data)
+                if not hit("result"):
+                    self.server.send(peer, Frame.RESULTS, data)
+        hit("results")
         if len(answered) < len(self.gateways):
             self._tell_head(answered)
-        self.opened.checkpointer.committed(self.machine.applied_index, size)
+        checkpointer = self.opened.checkpointer
+        running = checkpointer.running
+        checkpointer.committed(self.machine.applied_index, size)
+        if checkpointer.running and not running:
+            hit("checkpoint")
         self.untold_bytes += size
         if self.untold_bytes > TELL_BYTES:
             self._tell_applied()
@@ -264,6 +282,7 @@ class Applier:
     def on_checkpoint(self) -> None:
         """A checkpoint ended: the log below it is no longer needed."""
         if self.opened.checkpointer.poll():
+            hit("checkpointed")
             self._tell_applied()
 
     # --- between batches ------------------------------------------------------------------------
