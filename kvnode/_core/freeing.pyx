@@ -173,7 +173,7 @@ cdef int free_slice(Exec *x, uint64_t limit, uint64_t budget) noexcept nogil:
     cdef int rc
     if limit != x.pass_limit:
         # tombstones exactly at the former limit were kept: look at that revision again
-        if x.cursor_main == x.pass_limit or x.pass_limit == 0:
+        if x.cursor_main == x.pass_limit:
             x.cursor_sub = 0
         x.pass_limit = limit
     kv_buf_init(&found)

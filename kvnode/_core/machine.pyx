@@ -14,8 +14,8 @@ TREE_META of the state machine, all u64 little-endian:
     "applied"  index, term
     "rev"      current revision; no key: 1
     "hash"     state hash
-    "compact"  compact revision, cursor main, cursor sub, freed; no key: never compacted. `freed`:
-               reads below it may miss records. Cursor and freed are local, all else is the log's
+    "compact"  compact revision, cursor main, cursor sub (bit 63: AT_LIMIT), freed; no key: never
+               compacted. `freed`: reads below it may miss records. Cursor and freed are local
     "alarms"   16 bytes each: u64 member, i32 alarm, u32 zero; sorted by alarm, member
     "cluster"  cluster id
     "authrev"  revision of users and roles; no key: 0
@@ -108,6 +108,11 @@ cdef enum:
     ENTRY_NORMAL = 0
     OUT_KEEP = 4 << 20         # result buffers above this are given back after use
     OUTS_KEEP = 64
+
+
+# In the stored cursor sub: the cursor stands in the revision that its pass goes up to, so that
+# tombstones there were looked at and kept.
+cdef uint64_t AT_LIMIT = <uint64_t>1 << 63
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -362,6 +367,8 @@ cdef int store_compact(Loop *m) noexcept nogil:
     row[0] = <uint64_t>m.x.w.compacted
     row[1] = m.x.cursor_main
     row[2] = m.x.cursor_sub
+    if m.x.cursor_main == m.x.pass_limit:
+        row[2] |= AT_LIMIT
     row[3] = m.x.freed
     m.x.compact_dirty = 0
     return put_meta(m, "compact", row, sizeof(row))
@@ -415,6 +422,7 @@ cdef int load_heads(Loop *m) noexcept nogil:
             m.x.w.compacted = <int64_t>row[0]
             m.x.cursor_main = row[1]
             m.x.cursor_sub = <uint32_t>row[2]
+            m.x.pass_limit = row[1] if row[2] & AT_LIMIT else 0
             m.x.freed = row[3]
     if rc == REC_OK:
         rc = get_meta(m, "alarms", &val)
