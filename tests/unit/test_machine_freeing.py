@@ -90,7 +90,8 @@ def test_nothing_that_is_read_goes() -> None:
     reader = RangeReader(pair.store)
     wanted = read(reader, Range(b"k", b"l", revision=reading))
     assert wanted[0] == Code.OK and len(wanted[1]) > 50
-    compact(pair, 120)
+    compacted = pair.machine.revision
+    compact(pair, compacted)
     for i in range(100):
         key = b"k%d" % rng.randint(0, 9)
         pair.apply([[Group([Delete(key) if rng.random() < 0.4 else Put(key, b"%d" % i)])]])
@@ -103,7 +104,7 @@ def test_nothing_that_is_read_goes() -> None:
         pass
     assert pair.machine.freed_revision == reading
     pair.free_all()
-    assert pair.machine.freed_revision == 120
+    assert pair.machine.freed_revision == compacted
     check_state(pair.store, pair.model.mvcc, freed=True)
     reader.close()
 
