@@ -15,7 +15,6 @@ import struct
 from dataclasses import dataclass, field
 
 from kvnode._core.crc32c import crc32c
-
 from kvnode.base.codes import Code, Kind
 from kvnode.base.limits import KEY_BYTES_MAX
 from tests.oracle.gosort import go_sorted

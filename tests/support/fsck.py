@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 
 from kvnode._core.store import Store
-
 from kvnode._core.storetxn import TREE_HIST, TREE_KEYS, TREE_REVS
 from tests.oracle.mvcc import Mvcc, Version
 from tests.oracle.records import Record, decode

@@ -13,9 +13,8 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from kvnode._core.store import Store
-
 from kvnode._core.machine import Machine
+from kvnode._core.store import Store
 from kvnode._core.storetxn import TREE_KEYS, TREE_META, TREE_REVS, TREE_SESSIONS
 from kvnode.base.codes import Kind
 from tests.oracle.requests import (

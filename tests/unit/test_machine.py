@@ -7,10 +7,10 @@ import struct
 from pathlib import Path
 
 import pytest
-from kvnode._core.store import Store
 
 from kvnode._core.machine import Machine
 from kvnode._core.memstore import MemStore
+from kvnode._core.store import Store
 from kvnode.base.errors import ConfigError
 from kvnode.env.lmdbstore import LmdbStore
 from tests.oracle.requests import (

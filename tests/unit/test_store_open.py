@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from kvnode._core.crc32c import crc32c
 
+from kvnode._core.crc32c import crc32c
 from kvnode._core.storetxn import TREE_KEYS, TREE_META, TREE_REVS, StoreError
 from kvnode.base.errors import CorruptionError, DiskError
 from kvnode.env import store as env_store
