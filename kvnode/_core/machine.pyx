@@ -249,7 +249,7 @@ cdef int apply_group(Loop *m, const Group *g) noexcept nogil:
 # --- one entry ------------------------------------------------------------------------------------
 
 cdef int refuse_entry(Loop *m, const uint8_t *p, size_t n, int code) noexcept nogil:
-    """A batch with a malformed part: nothing of it is executed; origins that can be read hear so."""
+    """A batch with a malformed part: nothing is executed; origins that can be read hear so."""
     cdef uint64_t size
     cdef size_t at = 8
     cdef kv_buf *out

@@ -58,12 +58,12 @@ cdef inline bint is_batch(uint64_t kind) noexcept nogil:
 
 cdef bint skip_txn(kv_rd *r, int depth, bint *changed) noexcept nogil:
     """Reads over a transaction's part; *changed: it wrote. 0: malformed."""
-    cdef uint64_t i, n, kind
+    cdef uint64_t _i, n, kind
     if depth > TXN_DEPTH_BOUND:
         return 0
     kv_get_varint(r)
     n = kv_get_varint(r)
-    for i in range(n):
+    for _i in range(n):
         kind = kv_get_varint(r)
         if r.bad:
             return 0
@@ -82,7 +82,7 @@ cdef bint skip_request(kv_rd *r) noexcept nogil:
     cdef uint64_t kind = kv_get_varint(r)
     cdef bint partial = kind & 1
     cdef bint changed = 0
-    cdef uint64_t i, n
+    cdef uint64_t _i, n
     kind >>= 1
     kv_get_varint(r)
     if r.bad:
@@ -97,7 +97,7 @@ cdef bint skip_request(kv_rd *r) noexcept nogil:
         kv_get_varint(r)
         kv_get_varint(r)
         n = kv_get_varint(r)
-        for i in range(n):
+        for _i in range(n):
             kv_get_varint(r)
             kv_get_varint(r)
             if r.bad:
@@ -122,7 +122,7 @@ cdef void answer_txn(kv_rd *r, kv_buf *out, bint nested, int64_t *seen,
                      int64_t last) noexcept nogil:
     """The response without its header; *seen is the revision that operations show by now."""
     cdef bint succeeded = kv_get_varint(r)
-    cdef uint64_t i, kind, deleted, n = kv_get_varint(r)
+    cdef uint64_t _i, kind, deleted, n = kv_get_varint(r)
     cdef RespHeader h
     cdef kv_slice none
     cdef size_t mark
@@ -130,7 +130,7 @@ cdef void answer_txn(kv_rd *r, kv_buf *out, bint nested, int64_t *seen,
     none.n = 0
     memset(&h, 0, sizeof(h))
     txn_begin(out, &h if nested else NULL, succeeded)
-    for i in range(n):
+    for _i in range(n):
         kind = kv_get_varint(r)
         if kind == KIND_PUT:
             seen[0] = last
@@ -155,9 +155,9 @@ cdef void answer_txn(kv_rd *r, kv_buf *out, bint nested, int64_t *seen,
 cdef void answer_batch(kv_rd *r, const RespHeader *h, kv_buf *out) noexcept nogil:
     cdef int64_t first = <int64_t>kv_get_varint(r)
     cdef uint64_t applied = kv_get_varint(r)
-    cdef uint64_t i, index, n = kv_get_varint(r)
+    cdef uint64_t _i, index, n = kv_get_varint(r)
     batch_begin(out, h)
-    for i in range(n):
+    for _i in range(n):
         index = kv_get_varint(r)
         batch_refuse(out, <uint32_t>index, <uint32_t>kv_get_varint(r))
     batch_finish(out, first, h.revision if first else 0, applied)

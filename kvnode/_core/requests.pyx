@@ -37,7 +37,6 @@ from kvnode._core.buf cimport (
     kv_buf_clear,
     kv_buf_free,
     kv_buf_grow,
-    kv_buf_init,
     kv_buf_trim,
     kv_load_u32,
     kv_put_bytes,
@@ -360,7 +359,7 @@ cdef int put_items(Exec *x, kv_slice body, uint64_t *applied) noexcept nogil:
 
 
 cdef int put_items_as_one(Exec *x, kv_slice body, uint64_t *applied, int *code) noexcept nogil:
-    """PUT_BATCH_ONE: all or none, in one revision. Keys are distinct, so all can be checked first."""
+    """PUT_BATCH_ONE: all or none, in one revision. Keys are distinct: all can be checked first."""
     cdef kv_slice item
     cdef BatchIter it
     cdef PutReq r

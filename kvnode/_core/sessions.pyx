@@ -51,7 +51,6 @@ from kvnode._core.buf cimport (
     kv_rd_init,
     kv_rd_left,
     kv_store_be64,
-    kv_store_u32,
 )
 from kvnode._core.codes cimport (
     CODE_MALFORMED,
@@ -425,7 +424,7 @@ cdef int sessions_flush(Sessions *s, const kv_store *ops, void *txn) noexcept no
 cdef int decode(Session *s, kv_slice val) noexcept nogil:
     cdef kv_slice outcome
     cdef uint64_t sequence
-    cdef uint32_t n, i
+    cdef uint32_t n, _i
     cdef kv_rd r
     cdef int rc
     kv_rd_init(&r, val.p, val.n)
@@ -440,7 +439,7 @@ cdef int decode(Session *s, kv_slice val) noexcept nogil:
     n = kv_get_u32(&r)
     if r.bad or n > SESSION_WINDOW or s.flags & ~SESSION_CLIENT:
         return REC_CORRUPT
-    for i in range(n):
+    for _i in range(n):
         sequence = kv_get_u64(&r)
         outcome.n = kv_get_u32(&r)
         outcome.p = kv_get_bytes(&r, outcome.n)

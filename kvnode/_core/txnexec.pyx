@@ -19,7 +19,7 @@ Invariants:
 Absent on purpose: what needs no state (etcdpb checks it), revisions (the writer takes them).
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.string cimport memset
 
 from kvnode._core.buf cimport (

@@ -272,7 +272,8 @@ cdef int gather_keys(Writer *w, const DeleteReq *r, kv_buf *prevs) noexcept nogi
     return REC_NOMEM if w.keys.err or (prevs != NULL and prevs.err) else REC_OK
 
 
-cdef int write_delete(Writer *w, const DeleteReq *r, int64_t *deleted, kv_buf *prevs) noexcept nogil:
+cdef int write_delete(Writer *w, const DeleteReq *r, int64_t *deleted,
+                      kv_buf *prevs) noexcept nogil:
     cdef const uint8_t *p
     cdef const uint8_t *end
     cdef kv_slice key
