@@ -22,21 +22,23 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Collection
+from typing import NoReturn
 
+from kvnode._core.machine import Machine
 from kvnode._core.sharedword import APPLIED, DAMAGE, GENERATION, LIFE, READING, SharedWords
-from kvnode.base.codes import Code
 from kvnode.base.errors import CorruptionError, DiskError
 from kvnode.base.failpoint import hit
 from kvnode.base.limits import MIB
 from kvnode.env.clock import monotonic_us, random_u64
 from kvnode.env.link import GONE, KINDS, Endpoint, Peer
 from kvnode.env.lmdbstore import LmdbStore
+from kvnode.env.room import Room
 from kvnode.env.store import Opened, open_for_write
 from kvnode.procs.loop import Loop
-from kvnode.procs.process import EXIT_FATAL, Start, begin
+from kvnode.procs.process import EXIT_FATAL, EXIT_NO_ROOM, Start, begin
 from kvnode.procs.upkeep import Defragmenter, Scrub
-from kvnode._core.machine import Machine
 from kvnode.wire.frames import ONE, PAIR, QUAD, Frame, Hello, Role, decode_hello, split_entries
 
 log = logging.getLogger("applier")
@@ -46,6 +48,8 @@ FREE_RECORDS = 500
 TELL_SECONDS = 0.02
 TELL_BYTES = 16 * MIB
 RECONNECT_SECONDS = 0.003
+ROOM_PART = 4
+ROOM_SECONDS = 0.2
 Entry = tuple[int, int, memoryview]  # index, term, the entry with its head
 
 
@@ -303,11 +307,28 @@ class Applier:
         self.loop.stop()
 
 
+def wait_room(room: Room) -> None:
+    """Blocking: until the disk has room for what is already in the log."""
+    if room.free() >= room.reserve // ROOM_PART:
+        return
+    log.error(room.text())
+    while room.free() < room.reserve // ROOM_PART:
+        time.sleep(ROOM_SECONDS)
+
+
+def give_up(error: Exception, room: Room, status: int) -> NoReturn:
+    """Ends the process after an error of the store. LMDB reports a full disk as EIO, too."""
+    log.error(str(error))
+    sys.exit(EXIT_NO_ROOM if room.low() and not isinstance(error, CorruptionError) else status)
+
+
 def main() -> None:
     """Entry of the process."""
     start = begin("applier")
     loop = Loop()
+    room = Room(start.layout.state)
     try:
+        wait_room(room)
         opened = open_for_write(
             start.layout.state,
             mode="process_restart" if start.restart else "node_start",
@@ -317,12 +338,16 @@ def main() -> None:
         )
         applier = Applier(start, loop, opened)
     except (CorruptionError, DiskError) as error:
-        log.error(str(error))
-        sys.exit(EXIT_FATAL)
+        give_up(error, room, EXIT_FATAL)
     loop.on_signal(applier.stop, signal.SIGTERM)
     applier.connect()
     start.ready()
-    loop.run()
+    try:
+        loop.run()
+    except CorruptionError as error:
+        give_up(error, room, EXIT_FATAL)
+    except DiskError as error:
+        give_up(error, room, 1)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import sys
 
 from kvnode._core.envelope import merge
 from kvnode._core.sharedword import COMMIT, SOLE, TERM, SharedWords
-from kvnode.base.codes import Code
+from kvnode.base.codes import Code, Kind
 from kvnode.base.errors import CallerError, CorruptionError, DiskError
 from kvnode.base.failpoint import hit
 from kvnode.base.ids import Index, MemberID, Term
@@ -36,6 +36,7 @@ from kvnode.base.limits import GATHER_BYTES, MIB
 from kvnode.env.clock import random_u64
 from kvnode.env.disk import RealDisk
 from kvnode.env.link import GONE, KINDS, Endpoint, Peer
+from kvnode.env.room import Room
 from kvnode.procs.alarms import SpaceWatch
 from kvnode.procs.loop import Loop
 from kvnode.procs.process import EXIT_FATAL, Start, begin
@@ -47,9 +48,11 @@ from kvnode.raft import (
     NodeConfig,
     OverloadedError,
     Ready,
-    Role as RaftRole,
     decode_configuration,
     encode_configuration,
+)
+from kvnode.raft import (
+    Role as RaftRole,
 )
 from kvnode.wal.disk import LogFailedError, NoSpaceError
 from kvnode.wal.log import Log
@@ -70,7 +73,17 @@ log = logging.getLogger("consensus")
 SEND_BYTES = 4 * MIB
 BACKLOG_BYTES = 32 * MIB
 FETCH_BYTES = MIB
-ROOM_SLACK_BYTES = 64 * 1024
+SPARES_SECONDS = 1.0
+LITTLE_BYTES = 512
+LITTLE_KINDS = frozenset(
+    {Kind.DELETE_RANGE, Kind.COMPACT, Kind.SESSION_OPEN, Kind.SESSION_CLOSE, Kind.ALARM}
+)
+_FIRST_KIND_AT = 88  # behind the heads of the batch and of its first group
+
+
+def needs_little(batch: bytes) -> bool:
+    """A proposal of one request that makes room or opens a session: taken on a nearly full disk."""
+    return len(batch) <= LITTLE_BYTES and batch[_FIRST_KIND_AT] in LITTLE_KINDS
 
 
 class LogReader:
@@ -117,6 +130,8 @@ class Consensus:
         self.sent_index = 0
         self.border = 0
         self.committed = 0
+        self.room = Room(start.layout.wal)
+        self.full = False
         self.space = SpaceWatch(start.config.quota_backend_bytes, start.member)
         loop.at_end(self.turn)
 
@@ -166,6 +181,7 @@ class Consensus:
         self.committed = max(state.commit, applied)
         self.loop.add(wal.fileno(), self.on_log)
         self.loop.every(start.config.heartbeat_interval / 1000, self.on_tick)
+        self.loop.every(SPARES_SECONDS, self.retry_spares)
         self.node.campaign()
         log.info(
             "log opened",
@@ -239,6 +255,12 @@ class Consensus:
         assert self.node is not None
         self.node.tick()
 
+    def retry_spares(self) -> None:
+        """The log prepares segments ahead again after a full disk."""
+        assert self.wal is not None
+        if self.wal.space_error is not None and not self.room.low():
+            self.wal.retry_space()
+
     # --- the log --------------------------------------------------------------------------------
 
     def on_log(self) -> None:
@@ -262,7 +284,9 @@ class Consensus:
             and node.role == RaftRole.LEADER
             and (not self.tickets or self.gathered_bytes >= GATHER_BYTES)
         ):
-            self.propose()
+            self.watch_room()
+            if self.proposals:
+                self.propose()
         while (ready := node.ready()) is not None:
             self.on_ready(ready)
         self.feed_applier()
@@ -278,11 +302,9 @@ class Consensus:
                 break
             taken.append(batch)
             size += len(batch)
-        if wal.room_bytes < size + ROOM_SLACK_BYTES:
-            wal.retry_space()
-            if wal.space_error is not None:
-                self.refuse(len(taken), Code.NO_SPACE)
-                return
+        if not wal.has_room(size):
+            self.refuse(len(taken), Code.NO_SPACE)
+            return
         try:
             node.propose(taken[0] if len(taken) == 1 else merge(taken))
         except OverloadedError:
@@ -292,6 +314,27 @@ class Consensus:
         self.gathered_bytes = sum(len(p[1]) for p in self.proposals)
         if self.proposals:
             self.loop.after(0, lambda: None)
+
+    def watch_room(self) -> None:
+        """Below the disk's reserve only what needs little is proposed, below half of it nothing."""
+        free = self.room.free()
+        if free >= self.room.reserve:
+            if self.full:
+                self.full = False
+                log.info("the disk has room again, writes are taken")
+            return
+        if not self.full:
+            self.full = True
+            log.error(self.room.text())
+        kept = []
+        for peer, batch in self.proposals:
+            if peer is None or (free >= self.room.reserve // 2 and needs_little(batch)):
+                kept.append((peer, batch))
+            else:
+                head = int(Code.NO_SPACE).to_bytes(8, "little")
+                self.server.send(peer, Frame.REFUSED, head, batch)
+        self.proposals = kept
+        self.gathered_bytes = sum(len(p[1]) for p in kept)
 
     def refuse(self, count: int, code: Code) -> None:
         """Tells gateways that proposals were not taken; they were executed nowhere."""

@@ -33,7 +33,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from kvnode._core.front import Front
 from kvnode._core.ranges import RangeReader
-from kvnode._core.sharedword import COMMIT, GENERATION, READING, SOLE, TERM, SharedWords
+from kvnode._core.sharedword import COMMIT, READING, SOLE, TERM, SharedWords
 from kvnode.base.codes import Code, Kind
 from kvnode.base.failpoint import hit
 from kvnode.base.limits import (
@@ -59,9 +59,10 @@ OWN_OPEN_MAX = SESSION_WINDOW // 2
 RECONNECT_SECONDS = 0.003
 SWEEP_SECONDS = 1.0
 HOARD_SECONDS = 0.05
+FULL_SECONDS = 0.2
 HELLO_US = 5_000_000
 SILENT_US = 60_000_000
-DRAIN_SECONDS = 2.0
+DRAIN_SECONDS = 1.5
 _OWN_SESSION_TOKEN = 1
 
 
@@ -142,6 +143,7 @@ class Gateway:
         self.incarnation = random_u64()
         self.words = SharedWords(start.layout.words)
         self.open: dict[int, bytes] = {}
+        self.repeated: set[int] = set()
         self.session_ready = False
         self.stopping = False
         self.failed = False
@@ -211,9 +213,14 @@ class Gateway:
 
     def open_session(self) -> None:
         """Registers this incarnation's session through the log."""
+        if self.session_ready or self.calls:
+            return
         session = random_u64()
 
         def opened(code: int, body: bytes) -> None:
+            if code == Code.NO_SPACE:
+                self.loop.call_later(FULL_SECONDS, self.open_session)
+                return
             if code != Code.OK:
                 raise RuntimeError(f"the gateway's session was refused: {Code(code).name}")
             self.front.set_session(session)
@@ -349,10 +356,43 @@ class Gateway:
         if not self.session_ready and not self.calls:
             self.open_session()
             return
-        for batch in self.open.values():
-            self.consensus.send(Frame.PROPOSE, batch)
+        self.propose_again()
         if self.front.reads_waiting and self.read_need is None:
             self._ask_barrier()
+
+    def propose_again(self) -> None:
+        """Everything open, once more: what was executed is answered from the windows."""
+        self.repeated.update(self.open)
+        for batch in self.open.values():
+            self.consensus.send(Frame.PROPOSE, batch)
+
+    def on_refused(self, payload: bytes) -> None:
+        """Consensus took a proposal's bytes not (a full disk).
+
+        One that was proposed before may have been executed then: it stays open, and is proposed
+        again until it is taken. The others' clients hear of it.
+        """
+        code, batch = int.from_bytes(payload[:8], "little"), payload[8:]
+        number = next((n for n, held in self.open.items() if held == batch), None)
+        if number is None:
+            return
+        if number in self.repeated:
+            self.loop.call_later(FULL_SECONDS, self.repeat, number)
+            return
+        self.front.refuse(batch, code)
+        self.forget_finished()
+
+    def repeat(self, number: int) -> None:
+        """Proposes one open proposal again."""
+        batch = self.open.get(number)
+        if batch is not None:
+            self.consensus.send(Frame.PROPOSE, batch)
+
+    def forget_finished(self) -> None:
+        """Lets go of proposals that are answered."""
+        for number in self.front.take_finished():
+            self.open.pop(number, None)
+            self.repeated.discard(number)
 
     def on_consensus_down(self) -> None:
         self.barrier_open = False
@@ -364,6 +404,8 @@ class Gateway:
             if number == self.barrier_id and self.barrier_open:
                 self.barrier_open = False
                 self.read_need = index
+        elif message.kind == Frame.REFUSED:
+            self.on_refused(message.payload)
 
     def on_applier_up(self) -> None:
         """A (new) applier: its map is opened, and open proposals are asked for again.
@@ -372,8 +414,7 @@ class Gateway:
         bring them back through the sessions' windows.
         """
         self._open_map()
-        for batch in self.open.values():
-            self.consensus.send(Frame.PROPOSE, batch)
+        self.propose_again()
 
     def _open_map(self) -> None:
         if self.reader is not None:
@@ -389,8 +430,7 @@ class Gateway:
         """A frame of the applier."""
         if message.kind == Frame.RESULTS:
             self.front.on_results(message.payload)
-            for number in self.front.take_finished():
-                self.open.pop(number, None)
+            self.forget_finished()
             hit("results")
             if not self.stopping:
                 self.loop.call_soon(self.on_socket)

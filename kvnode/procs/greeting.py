@@ -18,6 +18,7 @@ from kvnode.base.codes import Code, Kind
 from kvnode.base.limits import SESSION_WINDOW
 from kvnode.env.clock import random_u64
 from kvnode.env.link import Message
+from kvnode.env.room import Room
 from kvnode.proto import kvnodepb_pb2 as kvnodepb
 from kvnode.proto import rpc_pb2 as rpcpb
 from kvnode.wire.frames import ONE, Frame
@@ -40,6 +41,7 @@ class Greeter:
         self.batch_bytes_max = batch_bytes_max
         self.defrags: dict[int, Callable[[int, bytes], None]] = {}
         self.defrag_id = 0
+        self.room = Room(gateway.start.layout.state)
 
     def session_open(self, session: int, gateway: bool = False, name: str = "") -> bytes:
         """The body of a SESSION_OPEN."""
@@ -156,9 +158,13 @@ class Greeter:
             txn = gateway.store.begin_read()
             used = txn.used_bytes()
             txn.end()
-        damage = words.get(DAMAGE)
+        errors = []
+        if damage := words.get(DAMAGE):
+            errors.append(f"{damage} findings of damaged data, see the log")
+        if self.room.low():
+            errors.append(self.room.text())
         return rpcpb.StatusResponse(
-            errors=[f"{damage} findings of damaged data, see the log"] if damage else [],
+            errors=errors,
             header=self.header(),
             version=__version__,
             dbSize=size,

@@ -24,6 +24,9 @@ from kvnode.base.config import Config, config_from_json
 EXIT_FATAL = 78
 """Exit status of a child after which a restart can't help (bad configuration, damaged data)."""
 
+EXIT_NO_ROOM = 79
+"""Exit status of a child that met a full disk: it is started again and waits for room."""
+
 _PR_SET_PDEATHSIG = 1
 
 

@@ -48,7 +48,7 @@ from kvnode.base.config import Config, config_to_json
 from kvnode.base.errors import CallerError, ConfigError, DiskError
 from kvnode.base.ports import parse_url
 from kvnode.env.link import private_folder
-from kvnode.procs.process import EXIT_FATAL, Layout, set_up_log
+from kvnode.procs.process import EXIT_FATAL, EXIT_NO_ROOM, Layout, set_up_log
 
 log = logging.getLogger("supervisor")
 
@@ -332,11 +332,11 @@ class Supervisor:
         """Why starting the child again can't help; empty when it can.
 
         A SIGKILL came from outside (a person, the kernel for want of memory) and says nothing
-        about the next run.
+        about the next run; a full disk may have room by then.
         """
         if status == EXIT_FATAL:
             return "a process said that it can't run, see the line above"
-        if status == -signal.SIGKILL:
+        if status in (-signal.SIGKILL, EXIT_NO_ROOM):
             return ""
         now = time.monotonic()
         child.deaths = [t for t in child.deaths if now - t < RESTARTS_SECONDS] + [now]

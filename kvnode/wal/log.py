@@ -47,7 +47,7 @@ from kvnode._core.logrec import (
 )
 from kvnode.base.errors import ConfigError
 from kvnode.base.limits import SEGMENT_BYTES_DEFAULT
-from kvnode.wal.disk import Disk, LogFailedError, Writer
+from kvnode.wal.disk import Disk, LogFailedError, NoSpaceError, Writer
 from kvnode.wal.recover import Scan, close_segments, repair, scan_log, write_mark
 from kvnode.wal.spares import Spares
 from kvnode.wal.state import (
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     Entry = tuple[int, int, int, Buffer]
 
 SEGMENT_BYTES_MIN = 4096
+STATE_BYTES = 1024
 
 
 @dataclass(slots=True)
@@ -394,6 +395,18 @@ class Log:
     def space_error(self) -> OSError | None:
         """Why no spare segment could be made (a full disk); None when sound."""
         return self._spares.error
+
+    def has_room(self, size: int) -> bool:
+        """Whether a record of `size` bytes can be saved: reserves the blocks that it needs.
+
+        A few records of state fit behind it.
+        """
+        self._check()
+        try:
+            self._reserve([size, STATE_BYTES])
+        except NoSpaceError:
+            return False
+        return True
 
     def retry_space(self) -> None:
         """Tries again to prepare a spare, at the caller's pace (about once a second)."""
