@@ -526,6 +526,9 @@ class Engine:
                 self._queue_bytes += len(pending.body) + native.ITEM_BYTES
                 return
             pending.outcome = Outcome.UNKNOWN
+        elif code == Code.NO_SPACE and pending.sequence and pending.attempts > 1:
+            # A full log refuses before it looks for an earlier attempt's outcome.
+            pending.outcome = Outcome.UNKNOWN
         elif code in _PERHAPS and pending.kind not in _READS:
             pending.outcome = Outcome.UNKNOWN
         elif code == Code.APPLIED:
