@@ -175,7 +175,7 @@ class Gateway:
         )
         self.applier = Wire(
             loop, config.link, start.layout.applier_socket, hello,
-            self.on_applier, self.on_applier_up, lambda: None,
+            self.on_applier, self.on_applier_up, self.greeter.on_applier_down,
         )
         self.consensus.at_end = self.pump
         self.applier.at_end = self.pump

@@ -132,6 +132,13 @@ class Greeter:
         else:
             answer(Code.OK, rpcpb.DefragmentResponse(header=self.header()).SerializeToString())
 
+    def on_applier_down(self) -> None:
+        """A defragmentation ended with its applier: who waits hears it."""
+        waiting, self.defrags = self.defrags, {}
+        for answer in waiting.values():
+            answer(Code.UNAVAILABLE, b"the process that defragments ended: try again")
+        self.gateway.pump()
+
     def header(self) -> rpcpb.ResponseHeader:
         """A response header as of now."""
         gateway = self.gateway

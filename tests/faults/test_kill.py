@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kvnode.base.errors import RequestError
 from kvnode.base.failpoint import FOLDER_VARIABLE, VARIABLE
 from kvnode.client import Client
 from tests.faults.history import Verdict, Writers
@@ -136,12 +137,10 @@ def kill_at_point(folder: Path, point: str, nth: int, seed: int) -> tuple[Verdic
         writers.start()
         if point in DEFRAG_POINTS:
             writers.wait_answered(20)
-            client = Client(node.endpoint, timeout=10)
-            for _ in range(nth):
-                client.call(33, b"") if nth > 1 else client.submit(33, b"")
-            client.flush()
+            with Client(node.endpoint, timeout=10) as client, pytest.raises(RequestError):
+                client.defragment()
         wait_for(name, marks / name)
-        killed = time.monotonic()
+        killed = time.monotonic() - (time.time() - (marks / name).stat().st_mtime)
         recovery = Probe(node.endpoint).recovery(killed)
         writers.wait_answered(20)
         kill_node(node)
