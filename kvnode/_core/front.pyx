@@ -22,8 +22,7 @@ Invariants:
 Layouts of the messages: docs/protocol.md; of groups and results: envelope.pyx.
 """
 
-from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 from libcpp.deque cimport deque
@@ -32,9 +31,8 @@ from libcpp.vector cimport vector
 
 from kvnode._core.buf cimport (
     kv_arena, kv_arena_free, kv_arena_init, kv_arena_reset, kv_buf, kv_buf_clear, kv_buf_free,
-    kv_buf_grow, kv_buf_init, kv_buf_trim, kv_get_bytes, kv_load_u16, kv_load_u32, kv_load_u64,
-    kv_put_bytes, kv_rd, kv_rd_init, kv_rd_left, kv_slice, kv_store_u16, kv_store_u32,
-    kv_store_u64,
+    kv_buf_grow, kv_buf_init, kv_buf_trim, kv_load_u16, kv_load_u32, kv_load_u64,
+    kv_put_bytes, kv_rd, kv_rd_init, kv_store_u16, kv_store_u32,
 )
 from kvnode._core.codes cimport *
 from kvnode._core.envelope cimport (
@@ -47,7 +45,6 @@ from kvnode._core.ranges cimport (
     RANGE_MORE, RangeReader, RangeState, range_free, range_init, range_step, reader_serve,
 )
 from kvnode._core.records cimport REC_CORRUPT, REC_NOMEM, REC_NONE, REC_OK
-from kvnode._core.sharedword cimport WORD_COMMIT, SharedWords
 
 from kvnode.base.errors import DecodeError
 
@@ -190,7 +187,9 @@ cdef void free_data(void *data, void *hint) noexcept nogil:
     free(data)
 
 
-cdef int read_add(ReadSet *s, Ref ref, bint serializable, const uint8_t *p, size_t n) noexcept nogil:
+cdef int read_add(
+    ReadSet *s, Ref ref, bint serializable, const uint8_t *p, size_t n,
+) noexcept nogil:
     cdef ReadItem *grown
     cdef size_t cap
     if s.n == s.cap:
@@ -570,7 +569,7 @@ cdef class Front:
         """The requests without a session become one group of the gateway's own session."""
         cdef Slot *s
         cdef Group g
-        cdef size_t i, count = self.own_refs.size(), at
+        cdef size_t count = self.own_refs.size(), at
         if count == 0:
             return 0
         s = self.new_slot()

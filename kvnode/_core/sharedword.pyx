@@ -14,7 +14,9 @@ import os
 cdef extern from *:
     """
     #include <stdint.h>
-    static inline uint64_t kv_word_load(uint64_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+    static inline uint64_t kv_word_load(uint64_t *p) {
+      return __atomic_load_n(p, __ATOMIC_SEQ_CST);
+    }
     static inline void kv_word_store(uint64_t *p, uint64_t v) {
       __atomic_store_n(p, v, __ATOMIC_SEQ_CST);
     }

@@ -46,8 +46,11 @@ ctypedef struct kv_store:
     int (*get)(void *txn, int tree, kv_slice key, kv_slice *val) noexcept nogil
     int (*put)(void *txn, int tree, kv_slice key, kv_slice val) noexcept nogil
     # inserts, or ST_EXISTS with *existing the value that is there (nothing written)
-    int (*put_new)(void *txn, int tree, kv_slice key, kv_slice val, kv_slice *existing) noexcept nogil
-    # overwrites the value that the last put_new of this txn and tree found, same size, one descent saved
+    int (*put_new)(
+        void *txn, int tree, kv_slice key, kv_slice val, kv_slice *existing
+    ) noexcept nogil
+    # overwrites the value that the last put_new of this txn and tree found, same size: saves one
+    # descent
     int (*put_over)(void *txn, int tree, kv_slice key, kv_slice val) noexcept nogil
     # key must sort after every key of the tree; *dst receives n writable bytes to be filled at once
     int (*append)(void *txn, int tree, kv_slice key, size_t n, uint8_t **dst) noexcept nogil
@@ -55,7 +58,8 @@ ctypedef struct kv_store:
     # cursors
     int (*cursor_open)(void *txn, int tree, void **cur) noexcept nogil
     void (*cursor_close)(void *cur) noexcept nogil
-    int (*cursor_seek)(void *cur, kv_slice key, kv_slice *k, kv_slice *v) noexcept nogil  # first >= key
+    # first >= key
+    int (*cursor_seek)(void *cur, kv_slice key, kv_slice *k, kv_slice *v) noexcept nogil
     int (*cursor_first)(void *cur, kv_slice *k, kv_slice *v) noexcept nogil
     int (*cursor_last)(void *cur, kv_slice *k, kv_slice *v) noexcept nogil
     int (*cursor_next)(void *cur, kv_slice *k, kv_slice *v) noexcept nogil
