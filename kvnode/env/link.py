@@ -107,7 +107,9 @@ class _Stream:
         self.sock = sock
         self.peer = Peer(self)
         self.out: deque[memoryview] = deque()
-        self.rest = b""
+        self.buffer = bytearray(_RECV_BYTES)
+        self.view = memoryview(self.buffer)
+        self.filled = 0
         self.want = 0
         self.big: bytearray | None = None
         self.big_at = 0
@@ -171,31 +173,35 @@ class _Stream:
                 data, self.big = self.big, None
                 yield self.want, bytes(data)
                 continue
+            # One buffer for ever: a fresh one of this size would be mapped and unmapped each time.
             try:
-                chunk = self.sock.recv(_RECV_BYTES)
+                n = self.sock.recv_into(self.view[self.filled :])
             except (BlockingIOError, InterruptedError):
                 return
-            if not chunk:
+            if n == 0:
                 raise ConnectionError("closed")
-            short = len(chunk) < _RECV_BYTES
-            data = self.rest + chunk if self.rest else chunk
-            at, end = 0, len(data)
+            end = self.filled + n
+            short = end < _RECV_BYTES
+            view = self.view
+            at = 0
             while end - at >= HEAD_SIZE:
-                size, kind, version, _ = HEAD.unpack_from(data, at)
+                size, kind, version, _ = HEAD.unpack_from(view, at)
                 if version != VERSION or size > PAYLOAD_BYTES_MAX:
                     raise DecodeError("frame head is not one of this version")
-                if end - at - HEAD_SIZE < size:
-                    if size > _RECV_BYTES:
+                stop = at + HEAD_SIZE + size
+                if stop > end:
+                    if HEAD_SIZE + size > _RECV_BYTES:
                         self.big = bytearray(size)
-                        part = data[at + HEAD_SIZE :]
-                        self.big[: len(part)] = part
-                        self.big_at = len(part)
+                        self.big_at = end - at - HEAD_SIZE
+                        self.big[: self.big_at] = view[at + HEAD_SIZE : end]
                         self.want = kind
                         at = end
                     break
-                yield kind, data[at + HEAD_SIZE : at + HEAD_SIZE + size]
-                at += HEAD_SIZE + size
-            self.rest = data[at:] if at < end else b""
+                yield kind, bytes(view[at + HEAD_SIZE : stop])
+                at = stop
+            self.filled = end - at
+            if at and at < end:
+                self.buffer[: self.filled] = self.buffer[at:end]
             if short and self.big is None:
                 return
 
