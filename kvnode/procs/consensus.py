@@ -41,6 +41,7 @@ from kvnode.procs.alarms import SpaceWatch
 from kvnode.procs.loop import Loop
 from kvnode.procs.process import EXIT_FATAL, Start, begin
 from kvnode.raft import (
+    CompactedError,
     Configuration,
     Entry,
     HardState,
@@ -102,10 +103,13 @@ class LogReader:
 
     def term(self, index: Index) -> Term:
         term = self._wal.term(index)
-        assert term is not None, f"term of {index} is not in the log"
+        if term is None:
+            raise CompactedError(f"entry {index} is no longer in the log")
         return Term(term)
 
     def entries(self, lo: Index, hi: Index, max_bytes: int) -> list[Entry]:
+        if lo < self._wal.first_index:
+            raise CompactedError(f"entry {lo} is no longer in the log")
         return [Entry(*e) for e in self._wal.entries(lo, hi, max_bytes)]  # type: ignore[arg-type]
 
 
@@ -351,6 +355,9 @@ class Consensus:
         assert node is not None and wal is not None
         if ready.soft_state is not None:
             self.words.set(TERM, node.term)
+        if not node.sole_voter:
+            # Cleared before anything of this Ready leaves: another member may commit after it.
+            self.words.set(COMMIT, self.committed)
         if ready.needs_persist:
             if ready.configuration is not None:
                 index, configuration = ready.configuration
@@ -368,8 +375,9 @@ class Consensus:
         word = self.committed | (SOLE if node.sole_voter else 0)
         self.words.set(COMMIT, word)
         for state in ready.read_states:
-            peer, number = self.barriers.pop(state.context, (None, 0))  # type: ignore[arg-type]
-            if peer is not None:
+            waiting = self.barriers.pop(cast(int, state.context), None)
+            if waiting is not None:
+                peer, number = waiting
                 self.server.send(peer, Frame.BARRIER_OK, PAIR.pack(number, state.index))
 
     # --- the applier ----------------------------------------------------------------------------

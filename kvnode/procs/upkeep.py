@@ -52,9 +52,7 @@ class Defragmenter:
     @property
     def keep_from(self) -> int | None:
         """The log must be kept from here, while a generation is being built."""
-        if self.builder is None:
-            return None
-        return self.machine.applied_index if self.machine is not None else self.builder.index
+        return None if self.builder is None else self.builder.keep_from
 
     def begin(self, done: Done) -> None:
         """Starts a compacting copy; `done(code, text)` is called when it is in use, or failed."""
@@ -193,7 +191,9 @@ class Scrub:
             self.found += 1
             log.error(
                 "stored data is damaged: restore this member from a backup or another member",
-                extra={"fields": {"finding": str(finding), "path": str(self.applier.opened.folder)}},
+                extra={
+                    "fields": {"finding": str(finding), "path": str(self.applier.opened.folder)}
+                },
             )
         if self.found:
             self.applier.tell_damage(self.found)
