@@ -39,7 +39,16 @@ class StateMachine:
 
     def __init__(self, store: Store, member: MemberID | int, cluster: ClusterID | int) -> None:
         """Loads the state. Errors: ConfigError (another cluster's), CorruptionError, DiskError."""
-        self._core = Machine(store, member, cluster)
+        self._made_of = (store, member, cluster)
+        self._core = Machine(*self._made_of)
+
+    def reload(self) -> None:
+        """Reads the state anew from the same store, after an error that left the store usable.
+
+        That is a full map: the transaction was aborted, and the caller grows the map, reloads and
+        applies the same entries again.
+        """
+        self._core = Machine(*self._made_of)
 
     def apply(self, entries: Sequence[Entry], *, answer: bool = True) -> list[tuple[int, bytes]]:
         """Applies committed entries in one transaction: [(gateway incarnation, results)].
