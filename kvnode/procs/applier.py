@@ -171,12 +171,12 @@ class Applier:
         hit("committed")
         self._publish()
         answered = set()
-        for incarnation, data in results:
+        for incarnation, answers in results:
             peer = self.gateways.get(incarnation)
             if peer is not None:
                 answered.add(incarnation)
                 if not hit("result"):
-                    self.server.send(peer, Frame.RESULTS, data)
+                    self.server.send(peer, Frame.RESULTS, answers)
         hit("results")
         if len(answered) < len(self.gateways):
             self._tell_head(answered)

@@ -25,6 +25,7 @@ import os
 import random
 import signal
 import sys
+from typing import cast
 
 from kvnode._core.envelope import merge
 from kvnode._core.sharedword import COMMIT, SOLE, TERM, SharedWords

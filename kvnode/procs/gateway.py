@@ -181,7 +181,7 @@ class Gateway:
         self.applier.at_end = self.pump
 
     def _bind(self) -> zmq.Socket[bytes]:
-        context = zmq.Context.instance()
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         sock = context.socket(zmq.ROUTER)
         sock.setsockopt(zmq.LINGER, 200)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -206,7 +206,7 @@ class Gateway:
         self.consensus.connect()
         self.applier.connect()
         self.loop.call_later(SWEEP_SECONDS, self.sweep)
-        self.loop.add_reader(self.monitor.getsockopt(zmq.FD), self.on_monitor)
+        self.loop.add_reader(self.monitor.FD, self.on_monitor)
         self.loop.call_later(HOARD_SECONDS, self.end_hoarders)
 
     # --- own session ----------------------------------------------------------------------------
@@ -225,7 +225,7 @@ class Gateway:
                 raise RuntimeError(f"the gateway's session was refused: {Code(code).name}")
             self.front.set_session(session)
             self.session_ready = True
-            self.loop.add_reader(self.socket.getsockopt(zmq.FD), self.on_socket)
+            self.loop.add_reader(self.socket.FD, self.on_socket)
             self.on_socket()
             log.info(
                 "gateway serves",
@@ -450,7 +450,7 @@ class Gateway:
 
     def on_monitor(self) -> None:
         """Connections come and go: their descriptors are watched for hoarded frames."""
-        while self.monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while self.monitor.EVENTS & zmq.POLLIN:
             event = recv_monitor_message(self.monitor, zmq.NOBLOCK)
             if event["event"] == zmq.EVENT_ACCEPTED:
                 self.front.watch(event["value"])
@@ -478,8 +478,8 @@ class Gateway:
                 self.loop.call_later(0.005, drained)
                 return
             self.words.set(READING + self.start.number, 0)
-            self.loop.remove_reader(self.monitor.getsockopt(zmq.FD))
-            self.loop.remove_reader(self.socket.getsockopt(zmq.FD))
+            self.loop.remove_reader(self.monitor.FD)
+            self.loop.remove_reader(self.socket.FD)
             self.loop.stop()
 
         drained()

@@ -136,7 +136,9 @@ def open_identity(config: Config, layout: Layout) -> Identity:
         _sync_folder(layout.member)
         return identity
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DiskError(f"{layout.identity} is damaged ({error}): restore it from a backup") from None
+        raise DiskError(
+            f"{layout.identity} is damaged ({error}): restore it from a backup"
+        ) from None
     if raw.get("format", 0) > FORMAT:
         raise DiskError(
             f"{config.data_dir} was written by kvnode {raw.get('version')} (format "
@@ -170,7 +172,9 @@ def open_data_dir(path: str) -> int:
                 "run as its owner, or change the owner"
             )
         if info.st_mode & 0o077:
-            log.warning("data directory was open to others, now 0700", extra={"fields": {"path": path}})
+            log.warning(
+                "data directory was open to others, now 0700", extra={"fields": {"path": path}}
+            )
             os.chmod(path, 0o700)
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
@@ -400,7 +404,9 @@ class Supervisor:
             try:
                 child.process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                log.warning("a process did not stop in time", extra={"fields": {"process": child.title}})
+                log.warning(
+                    "a process did not stop in time", extra={"fields": {"process": child.title}}
+                )
                 child.process.kill()
                 child.process.wait()
             self._forget(child)
@@ -456,7 +462,9 @@ def announce(node: Supervisor) -> None:
 def run(config: Config) -> int:
     """Runs a node in the foreground; returns the exit status. Blocking: until it is stopped."""
     if not __debug__:
-        print("kvnode: assertions are part of its safety: do not run python with -O", file=sys.stderr)
+        print(
+            "kvnode: assertions are part of its safety: do not run python with -O", file=sys.stderr
+        )
         return 2
     set_up_log(config.log_level, config.log_json)
     failpoint.arm("supervisor")

@@ -27,6 +27,7 @@ Absent on purpose: object serialization of any kind. Every payload is fixed inte
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -92,7 +93,7 @@ def decode_hello(payload: bytes) -> Hello:
     return Hello(Role(role), pid, incarnation, index, term)
 
 
-def encode_entries(entries: list[tuple[int, int, int, bytes]]) -> list[bytes]:
+def encode_entries(entries: Sequence[tuple[int, int, int, bytes]]) -> list[bytes]:
     """(index, term, type, data) of each entry, as buffers to be sent one after another."""
     parts: list[bytes] = []
     for index, term, kind, data in entries:
