@@ -151,6 +151,7 @@ class Gateway:
         self.store: LmdbStore | None = None
         self.generation = 0
         self.read_need: int | None = None
+        self.greeted = False
         self.barrier_id = 0
         self.barrier_open = False
         self.calls: dict[int, Callable[[int, bytes], None]] = {}
@@ -408,13 +409,9 @@ class Gateway:
             self.on_refused(message.payload)
 
     def on_applier_up(self) -> None:
-        """A (new) applier: its map is opened, and open proposals are asked for again.
-
-        Results that a dead applier did not send are gone; the proposals repeated to consensus
-        bring them back through the sessions' windows.
-        """
+        """A (new) applier: its map is opened. It may not know this gateway yet."""
         self._open_map()
-        self.propose_again()
+        self.greeted = False
 
     def _open_map(self) -> None:
         if self.reader is not None:
@@ -438,6 +435,11 @@ class Gateway:
             _, _, _, generation = QUAD.unpack(message.payload)
             if generation != self.generation:
                 self._open_map()
+            if not self.greeted:
+                # Its first word: results find this gateway from here on. Those that the dead one
+                # did not send, or that found nobody, come back through the sessions' windows.
+                self.greeted = True
+                self.propose_again()
         else:
             self.greeter.on_applier(message)
 
