@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from kvnode.base.errors import RequestError
+from kvnode.base.errors import RequestError, UnavailableError
 from kvnode.base.failpoint import FOLDER_VARIABLE, VARIABLE
-from kvnode.client import Client
+from kvnode.client import Client, Outcome
+from kvnode.client.messages import put_request
 from tests.faults.history import Verdict, Writers
 from tests.support.node import Node
 from tests.support.process import alive, descendants
@@ -221,3 +222,36 @@ def test_two_hundred_kills(tmp_path: Path) -> None:
 @pytest.mark.timeout(300)
 def test_points_of_defragmentation(tmp_path: Path) -> None:
     kill_at_points(tmp_path, [(point, 1) for point in DEFRAG_POINTS], seed=400)
+
+
+@pytest.mark.timeout(120)
+def test_requests_without_a_session_are_answered(tmp_path: Path) -> None:
+    """Nobody sends them again but the gateway itself: an applier's death must not lose them."""
+    node = Node(tmp_path / "data", *FLAGS)
+    node.start()
+    slowest, count = 0.0, 0
+    try:
+        with Client(node.endpoint, timeout=20, session=False) as client:
+            for _ in range(8):
+                sent = []
+                dead = 0
+                for turn in range(30):
+                    sent += [client.submit(1, put_request(b"n/%d" % i)) for i in range(10)]
+                    client.poll(0.001)
+                    if turn == 5:
+                        dead = node.kill_process("applier")
+                begun = time.monotonic()
+                client.drain()
+                slowest = max(slowest, time.monotonic() - begun)
+                count += len(sent)
+                assert all(p.outcome in (Outcome.EXECUTED, Outcome.REPEATED) for p in sent)
+                wait_reborn(node, "applier", dead)
+            versions = sum(kv.version for kv in client.range(b"n/", prefix=True).kvs)
+    except UnavailableError as error:
+        raise AssertionError("\n".join(node.tail)) from error
+    finally:
+        node.stop()
+    node.fsck()
+    print(f"\nwithout a session, 8 appliers killed: {count} answered, slowest {slowest:.2f} s")
+    assert versions == count
+    assert slowest < RECOVERY_SECONDS_MAX
