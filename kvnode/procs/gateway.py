@@ -452,7 +452,7 @@ class Gateway:
 
     def on_monitor(self) -> None:
         """Connections come and go: their descriptors are watched for hoarded frames."""
-        while self.monitor.EVENTS & zmq.POLLIN:
+        while int(self.monitor.EVENTS) & zmq.POLLIN:
             event = recv_monitor_message(self.monitor, zmq.NOBLOCK)
             if event["event"] == zmq.EVENT_ACCEPTED:
                 self.front.watch(event["value"])
