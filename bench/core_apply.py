@@ -106,7 +106,7 @@ def main() -> None:
     keys = [b"key/%028d" % i for i in range(args.keys)]
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         for shape in args.shape or [*SHAPES, "free"]:
-            if shape in ("sequential", "random"):
+            if shape in ("sequential", "random"):  # each begins with an empty store
                 os.mkdir(f"{folder}/{shape}")
                 store = LmdbStore(f"{folder}/{shape}", 64 << 30)
                 machine = Machine(store, 1, 1)

@@ -22,7 +22,7 @@ ENTRY = struct.Struct("<QQII")     # index, term, type, length; then the data
 Entry = tuple[int, int, int, bytes | memoryview]
 
 # Records that freeing looks at in a second, when it mostly deletes (bench/core_apply.py).
-FREED_PER_SECOND = 250_000
+FREED_PER_SECOND = 500_000
 
 
 def pack_entries(entries: Iterable[Entry]) -> bytes:

@@ -1,7 +1,8 @@
 """What must hold in a store after any sequence of operations, checked from the model's history.
 
 `check_state` re-reads every tree: records against the model, index entries against records,
-history marks against records, and that nothing is stored that no revision can see any more.
+history marks against records, the scrubber's own checks, and that nothing is stored that no
+revision can see any more.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import struct
 
 from kvnode._core.store import Store
+from kvnode._core.storecheck import Checker
 from kvnode._core.storetxn import TREE_HIST, TREE_KEYS, TREE_REVS
 from tests.oracle.mvcc import Mvcc, Version
 from tests.oracle.records import Record, decode
@@ -53,10 +55,17 @@ def check_state(store: Store, model: Mvcc, *, freed: bool = False) -> None:
         wanted = version.kv or KeyValue(key, mod=version.main)
         assert record.kv == wanted.encode()
         assert record.flags == (TOMBSTONE if version.kv is None else 0)
-    check_index(store, model, records)
+    check_index(store, records)
+    checker = Checker(store)
+    for slice_ in (
+        checker.records(b"", 1 << 40),
+        checker.keys(b"", 1 << 40),
+        checker.history(b"", 1 << 40),
+    ):
+        assert slice_.findings == [] and slice_.after is None
 
 
-def check_index(store: Store, model: Mvcc, records: dict[tuple[int, int], Record]) -> None:
+def check_index(store: Store, records: dict[tuple[int, int], Record]) -> None:
     with store.begin_read() as txn:
         entries = {}
         for name, value in txn.items(TREE_KEYS):
