@@ -1,48 +1,62 @@
 #!/bin/sh
 # What a fresh Debian or Ubuntu machine needs to build, run and test kvnode; nothing when it is
-# all there already. `.venv/setup-stamp` holds a hash of what the build depends on.
+# all there already. `.venv/setup-stamp` holds a checksum of all that the build depends on.
+#
+# The way of a run with nothing to do starts no Python: that alone would cost more than the rest.
 set -eu
 cd "$(dirname "$0")/.."
 
 say() { printf 'kvnode setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
+python=${PYTHON:-python3}
+path=$(command -v "$python") || die "$python is missing: apt-get install python3 python3-venv python3-dev"
+stamp=.venv/setup-stamp
+wanted() {
+  { printf '%s\n' "$PWD" "$path" "$(uname -sm)"
+    cat pyproject.toml setup.py tools/setup.sh tools/gen_proto.py
+    find kvnode \( -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.proto' \) -print0 \
+      | LC_ALL=C sort -z | xargs -0 cat; } | cksum
+}
+done_already() { [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(wanted)" ]; }
+done_already && exit 0
+
 [ "$(uname -s)" = Linux ] || die "kvnode runs on Linux, this is $(uname -s)"
 case "$(uname -m)" in
   x86_64|aarch64|arm64) ;;
   *) die "kvnode runs on x86-64 and arm64, this is $(uname -m)" ;;
 esac
-
-python=${PYTHON:-python3}
-command -v "$python" >/dev/null || die "python3 is missing: apt-get install python3 python3-venv python3-dev"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-  || die "Python 3.11 or newer is needed, $python is $("$python" -V 2>&1); set PYTHON to another"
+  || die "Python 3.11 or newer is needed, $python is $("$python" -V 2>&1): set PYTHON to another"
 
-stamp=.venv/setup-stamp
-want=$( { cat pyproject.toml setup.py tools/setup.sh tools/gen_proto.py; uname -m
-          find kvnode \( -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.proto' \) -print0 \
-            | sort -z | xargs -0 cat; "$python" -V; } | cksum)
-[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && exit 0
+# Two at once (`make run` in one terminal, `make test` in another) take turns.
+mkdir -p .venv
+exec 9> .venv/setup-lock
+flock 9
+done_already && exit 0
 
 # System libraries that PyPI does not carry: LMDB (one engine a process, so py-lmdb is built
 # against the same one), a compiler, Python's headers.
 missing=
 command -v cc >/dev/null || missing="$missing gcc libc6-dev"
 command -v c++ >/dev/null || missing="$missing g++"
-[ -f /usr/include/lmdb.h ] || missing="$missing liblmdb-dev"
+echo '#include <lmdb.h>' | cc -E - >/dev/null 2>&1 || missing="$missing liblmdb-dev"
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
-"$python" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' \
+"$python" -c 'import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' \
   || missing="$missing python3-dev"
 if [ -n "$missing" ]; then
+  command -v apt-get >/dev/null || die "missing:$missing (names of Debian packages); install them, then run this again"
   as=
   if [ "$(id -u)" != 0 ]; then
     sudo -n true 2>/dev/null && as="sudo -n" \
       || die "no right to install$missing: run 'sudo apt-get install$missing', then this again"
   fi
   say "installing$missing"
-  $as apt-get -qq update >/dev/null
+  $as apt-get -qq update >/dev/null || say "apt-get update failed, going on with the lists there are"
   # shellcheck disable=SC2086
-  DEBIAN_FRONTEND=noninteractive $as apt-get -qq -y install --no-install-recommends $missing >/dev/null
+  DEBIAN_FRONTEND=noninteractive $as apt-get -qq -y install --no-install-recommends $missing >/dev/null \
+    || die "apt-get could not install$missing"
 fi
 
 if [ ! -x .venv/bin/python ]; then
@@ -50,7 +64,7 @@ if [ ! -x .venv/bin/python ]; then
   "$python" -m venv .venv
 fi
 pip() { .venv/bin/python -m pip -q --disable-pip-version-check "$@"; }
-deps=$(cat pyproject.toml | cksum)
+deps=$(cksum < pyproject.toml)
 if [ "$(cat .venv/deps-stamp 2>/dev/null)" != "$deps" ]; then
   say "installing Python packages"
   pip install -U 'pip>=25.1'
@@ -65,6 +79,7 @@ PYTHON
 fi
 
 say "building the extensions"
+now=$(wanted)
 .venv/bin/python tools/gen_proto.py
 .venv/bin/python setup.py -q build_ext --inplace -j "$(nproc)" > build.log 2>&1 \
   || { tail -40 build.log >&2; die "the build failed, see build.log"; }
@@ -73,5 +88,5 @@ rm -f build.log
 printf '%s\n' "$PWD" > "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/kvnode.pth"
 printf '#!%s/.venv/bin/python\nfrom kvnode.cli.main import main\n\nmain()\n' "$PWD" > .venv/bin/kvnode
 chmod +x .venv/bin/kvnode
-printf '%s' "$want" > "$stamp"
+printf '%s' "$now" > "$stamp"
 say "done"
