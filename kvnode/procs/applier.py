@@ -123,6 +123,9 @@ class Applier:
             if message.kind == Frame.ENTRIES:
                 self.hold(split_entries(message.payload))
                 hit("entries")
+            elif message.kind == Frame.COMMITTED:
+                self.hold(split_entries(message.payload, PAIR.size))
+                self.border, self.border_term = PAIR.unpack_from(message.payload)
             elif message.kind == Frame.BORDER:
                 self.border, self.border_term = PAIR.unpack(message.payload)
             elif message.kind == Frame.FETCHED:
@@ -148,7 +151,13 @@ class Applier:
     def turn(self) -> None:
         """The end of a turn: applies what the border allows, within a bound of bytes."""
         self.words.set(LIFE, monotonic_us())
-        self.opened.checkpointer.poll()
+        checkpointer = self.opened.checkpointer
+        running = checkpointer.running
+        if checkpointer.poll():
+            hit("checkpointed")
+            self._tell_applied()
+        elif checkpointer.running and not running:
+            hit("checkpoint")
         if self.border <= self.machine.applied_index or not self.held:
             return
         if self.opened.checkpointer.must_wait():
