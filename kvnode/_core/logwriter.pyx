@@ -363,11 +363,30 @@ cdef class LogWriter:
         self.next_ticket += 1
         return self.next_ticket
 
-    def submit(self, int handle, uint64_t offset, data, size_t tail=0):
+    cdef bint _idle(self) noexcept:
+        cdef bint idle
+        pthread_mutex_lock(&self.s.lock)
+        idle = self.s.done == self.next_ticket and self.s.failed == 0
+        pthread_mutex_unlock(&self.s.lock)
+        return idle
+
+    cdef void _write_here(self, op_t *op) noexcept:
+        """Does in the caller's thread what the thread would do; it is idle and stays so."""
+        with nogil:
+            if write_run(self.s, op, 1) == 0 and sync_run(self.s, op.fd) == 0 \
+                    and mark(self.s, op) == 0:
+                pthread_mutex_lock(&self.s.lock)
+                self.s.done = op.ticket
+                pthread_mutex_unlock(&self.s.lock)
+
+    def submit(self, int handle, uint64_t offset, data, size_t tail=0, bint here=False):
         """Queues `data` without its last `tail` bytes to be written at `offset` and synced.
 
         Returns its ticket. `data` is held, not copied, until completed() has passed the ticket.
-        Blocking: never. Durability: when completed() >= ticket.
+        With `here`, and nothing in flight, the caller's thread writes and syncs: a lone record
+        is durable two wake-ups sooner.
+        Blocking: never; with `here` the write and the sync, without the GIL. Durability: when
+        completed() >= ticket.
         """
         cdef op_t op
         cdef const uint8_t[::1] view
@@ -383,6 +402,11 @@ cdef class LogWriter:
         op.p = &view[0]
         op.n = <size_t>view.shape[0] - tail
         op.tail = tail
+        if here and self._idle():
+            self.next_ticket += 1
+            op.ticket = self.next_ticket
+            self._write_here(&op)
+            return op.ticket
         ticket = self._push(&op)
         self.held.append((ticket, held, now_us()))
         return ticket

@@ -74,7 +74,8 @@ log = logging.getLogger("consensus")
 
 SEND_BYTES = 4 * MIB
 BACKLOG_BYTES = 32 * MIB
-FETCH_BYTES = MIB
+FETCH_BYTES = MIB // 8
+HERE_BYTES = 16 * 1024
 SPARES_SECONDS = 1.0
 LITTLE_BYTES = 512
 LITTLE_KINDS = frozenset(
@@ -132,6 +133,7 @@ class Consensus:
         self.wal: Log | None = None
         self.node: Node | None = None
         self.tickets: list[tuple[int, int]] = []
+        self.fresh: list[Entry] = []
         self.sent_index = 0
         self.border = 0
         self.committed = 0
@@ -367,9 +369,19 @@ class Consensus:
                 wal.append(ready.entries)
             if ready.hard_state is not None:
                 wal.save_hard_state(*ready.hard_state)
-            self.tickets.append((wal.submit(), ready.number))
+            alone = (
+                node.sole_voter
+                and not self.tickets
+                and sum([len(entry.data) for entry in ready.entries]) <= HERE_BYTES
+            )
+            self.tickets.append((wal.submit(alone), ready.number))
             hit("submitted")
-            if ready.entries:
+            if alone:
+                # Nobody waits for heartbeats, and what arrives during the sync is the next batch:
+                # syncing here saves two wake-ups, sending the entry with its border a third.
+                self.fresh = ready.entries
+                self.on_log()
+            elif ready.entries:
                 self.on_appended(ready.entries)
         if ready.committed is not None:
             self.committed = ready.committed.last
@@ -399,8 +411,19 @@ class Consensus:
     def feed_applier(self) -> None:
         """Sends what the applier has not got from the log, then the border."""
         wal, applier = self.wal, self.applier
+        fresh, self.fresh = self.fresh, []
         if applier is None or wal is None:
             return
+        if fresh:
+            last = fresh[-1]
+            if fresh[0].index == self.sent_index + 1 and self.committed == last.index:
+                border = PAIR.pack(last.index, last.term)
+                self.sent_index = self.border = last.index
+                hit("border")
+                self.server.send(applier, Frame.COMMITTED, border, *encode_entries(fresh))
+                hit("bordered")
+                return
+            self.on_appended(fresh)
         while self.sent_index < wal.last_index and applier.backlog < BACKLOG_BYTES:
             entries = wal.entries(self.sent_index + 1, wal.last_index + 1, SEND_BYTES)
             self.server.send(applier, Frame.ENTRIES, *encode_entries(entries))

@@ -271,14 +271,20 @@ class Log:
             self._state, index, term, configuration, configuration_index, generation
         )
 
-    def submit(self) -> int:
-        """Hands what was encoded to the writer; the ticket of all saved so far."""
+    def submit(self, here: bool = False) -> int:
+        """Hands what was encoded to the writer; the ticket of all saved so far.
+
+        `here`: when nothing is in flight, the caller's thread syncs instead of the writer's.
+        Blocking: never; with `here` for that sync.
+        """
         self._check()
         encoder = self._encoder
         if encoder.pending_bytes:
             segment, offset = self._segments[-1], encoder.offset - encoder.pending_bytes
             chunk = encoder.take()
-            self._ticket = self._writer.submit(segment.handle, offset, chunk, HEADER_BYTES)
+            self._ticket = self._writer.submit(
+                segment.handle, offset, chunk, HEADER_BYTES, here
+            )
             if segment.head_ticket is None:
                 segment.head_ticket = self._ticket
             self._in_flight.append(

@@ -11,6 +11,7 @@ Payloads:
     BARRIER_OK    u64 id, u64 index
     ENTRIES       entries, each u64 index, u64 term, u32 type, u32 length, data
     BORDER        u64 index, u64 term: everything up to index is committed and durable here
+    COMMITTED     BORDER, then ENTRIES, the last of which is the border's
     RESULTS       result groups (`_core/envelope`)
     HEAD          u64 applied index, u64 revision, u64 compact revision, u64 generation
     APPLIED       u64 applied index, u64 used bytes, u64 checkpointed index, u64 state hash
@@ -52,6 +53,7 @@ class Frame(IntEnum):
     REFUSED = 13
     FETCH = 14
     FETCHED = 15
+    COMMITTED = 16
 
 
 class Role(IntEnum):
@@ -102,11 +104,11 @@ def encode_entries(entries: Sequence[tuple[int, int, int, bytes]]) -> list[bytes
     return parts
 
 
-def split_entries(payload: bytes) -> list[tuple[int, int, memoryview]]:
-    """(index, term, the entry as it stands with its head) of each entry of an ENTRIES payload."""
+def split_entries(payload: bytes, at: int = 0) -> list[tuple[int, int, memoryview]]:
+    """(index, term, the entry as it stands with its head) of each entry from offset `at` on."""
     out = []
     view = memoryview(payload)
-    at, end = 0, len(payload)
+    end = len(payload)
     while at < end:
         if end - at < ENTRY.size:
             raise DecodeError("ENTRIES ends inside an entry's head")

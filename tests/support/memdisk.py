@@ -65,7 +65,9 @@ class MemWriter:
     def in_flight_bytes(self) -> int:
         return sum(len(op[3]) for op in self.queue if op[0] == "write")
 
-    def submit(self, handle: int, offset: int, data: Any, tail: int = 0) -> int:
+    def submit(
+        self, handle: int, offset: int, data: Any, tail: int = 0, here: bool = False
+    ) -> int:
         return self._push(("write", handle, offset, memoryview(data), tail))
 
     def rename(self, src: str, dst: str, folder: int) -> int:
