@@ -19,6 +19,7 @@ ONLY = set(filter(None, os.environ.get("KVNODE_EXT", "").split(",")))
 LIBRARIES = {
     "lmdbstore": ["lmdb"],
     "logwriter": ["pthread"],
+    "mapcopy": ["lmdb", "pthread"],
 }
 
 flags = ["-O2", "-g1", "-fno-strict-aliasing", "-Wno-unused-function"]

@@ -24,24 +24,26 @@ Invariants
  3. The copy reads one snapshot that LMDB opens when the copy starts; its applied index is in it.
  4. The old folder is deleted only when nobody holds its use.lock.
 
-The copy reaches its file through a pipe, so that its rate can be bounded and its dirty pages are
-synced in pieces: a sync of a whole new map at once would stall the log's fsync behind it.
+The copy is written by threads that need no GIL, at a bounded rate, and written back in pieces
+(env/mapcopy): a sync of a whole new map at once would stall the log's fsync behind it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from kvnode.base.errors import DiskError
 from kvnode.base.limits import MIB
 from kvnode.env.checkpoint import Checkpointer, fsync_dir, read_checkpoint, take
 from kvnode.env.lmdbstore import LmdbStore
+from kvnode.env.mapcopy import MapCopy
 from kvnode.env.store import (
+    CHECKPOINT_FILE,
     DATA,
     USE_LOCK,
     FileLock,
@@ -51,13 +53,14 @@ from kvnode.env.store import (
     folder_of,
     generations,
     open_map,
+    remove_durably,
     remove_generation,
     seal,
     set_current,
 )
 
-PIECE_BYTES = MIB
-SYNC_EVERY_BYTES = 8 * MIB
+FREE_BYTES = 16 * MIB
+FREE_PAUSE_SECONDS = 0.01
 SPACE_RESERVE_BYTES = 64 * MIB
 
 
@@ -81,6 +84,7 @@ class GenerationBuilder:
         self._thread: threading.Thread | None = None
         self._done = threading.Event()
         self._stop = threading.Event()
+        self._copying: MapCopy | None = None
         self._error: Exception | None = None
 
     def fileno(self) -> int:
@@ -157,6 +161,8 @@ class GenerationBuilder:
     def abandon(self) -> None:
         """Stops the build and removes its folder."""
         self._stop.set()
+        if self._copying is not None:
+            self._copying.stop()
         if self._thread is not None:
             self._thread.join()
         if self.checkpointer is not None:
@@ -206,58 +212,24 @@ class GenerationBuilder:
         os.eventfd_write(self._event, 1)
 
     def _pump(self) -> None:
-        """store.copy_to -> pipe -> file, a piece at a time."""
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIECE_BYTES)
-        failure: list[Exception] = []
-
-        def produce() -> None:
-            try:
-                self.opened.store.copy_to(writing)
-            except Exception as error:
-                failure.append(error)
-            finally:
-                os.close(writing)
-
-        producer = threading.Thread(target=produce, name="copy", daemon=True)
+        """The map in use -> a compact file, durable at the end."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         out = os.open(self.folder / DATA, flags, 0o600)
-        producer.start()
         try:
-            self._drain(reading, out)
-        finally:
-            os.close(reading)
-            producer.join()
+            self._copying = MapCopy(self.opened.store, out, self._rate)
+            if self._stop.is_set() or not self._copying.run():
+                raise BuildError("stopped")
             os.fsync(out)
+        finally:
             os.close(out)
-        if self._stop.is_set():
-            raise BuildError("stopped")
-        if failure:
-            raise failure[0]
-
-    def _drain(self, reading: int, out: int) -> None:
-        started, copied, unsynced = time.monotonic(), 0, 0
-        while not self._stop.is_set():
-            piece = os.read(reading, PIECE_BYTES)
-            if not piece:
-                return
-            view = memoryview(piece)
-            while view:
-                view = view[os.write(out, view) :]
-            copied += len(piece)
-            unsynced += len(piece)
-            if unsynced >= SYNC_EVERY_BYTES:
-                os.fdatasync(out)
-                unsynced = 0
-            if self._rate:
-                ahead = copied / self._rate - (time.monotonic() - started)
-                if ahead > 0:
-                    self._stop.wait(ahead)
 
 
 class Retired:
-    """The generation that was in use: its map stays readable until its readers moved on."""
+    """The generation that was in use: its map stays readable until its readers moved on.
+
+    Closing a large map unmaps it, deleting it frees its blocks: both take tens of milliseconds, so
+    a thread does them, the deleting in slices.
+    """
 
     def __init__(
         self, root: Path, number: int, store: LmdbStore, checkpointer: Checkpointer
@@ -266,22 +238,59 @@ class Retired:
         self.number = number
         self.store = store
         self._checkpointer: Checkpointer | None = checkpointer
+        self._lock: FileLock | None = None
+        self._thread: threading.Thread | None = None
 
     def poll(self) -> bool:
-        """Closes the writer's own use, then deletes the folder once nobody reads it (True)."""
-        if self._checkpointer is not None:
-            if self._checkpointer.running and not self._checkpointer.poll():
+        """True once the folder is deleted. Never blocks: call it now and then from the loop."""
+        if self._thread is not None:
+            if self._thread.is_alive():
                 return False
-            self._checkpointer.close()
-            self._checkpointer = None
-            self.store.close()
+            self._thread = None
+        if self._checkpointer is not None:
+            if not self._checkpointer.running or self._checkpointer.poll():
+                self._start(self._close)
+            return False
         folder = folder_of(self.root, self.number)
         if not folder.exists():
+            if self._lock is not None:
+                self._lock.close()
             return True
         try:
-            lock = FileLock(folder / USE_LOCK, exclusive=True)
+            self._lock = FileLock(folder / USE_LOCK, exclusive=True)
         except InUseError:
             return False
-        remove_generation(self.root, self.number)
-        lock.close()
+        self._start(self._delete)
+        return False
+
+    def wait(self) -> bool:
+        """Blocking: poll() until it is deleted (True), or someone still reads it (False)."""
+        while not self.poll():
+            if self._thread is not None:
+                self._thread.join()
+            elif self._checkpointer is not None:
+                self._checkpointer.wait()
+            else:
+                return False
         return True
+
+    def _start(self, work: Callable[[], None]) -> None:
+        self._thread = threading.Thread(target=work, name="retired", daemon=True)
+        self._thread.start()
+
+    def _close(self) -> None:
+        assert self._checkpointer is not None
+        self._checkpointer.close()
+        self.store.close()
+        self._checkpointer = None
+
+    def _delete(self) -> None:
+        """Nobody has the map open any more, and the lock keeps it so."""
+        data = folder_of(self.root, self.number) / DATA
+        # First of all: a folder without a checkpoint can't be taken for a usable generation.
+        remove_durably(data.parent / CHECKPOINT_FILE)
+        with contextlib.suppress(OSError):
+            for size in range(data.stat().st_size, 0, -FREE_BYTES):
+                os.truncate(data, max(0, size - FREE_BYTES))
+                time.sleep(FREE_PAUSE_SECONDS)
+        remove_generation(self.root, self.number)

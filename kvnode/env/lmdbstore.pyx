@@ -847,7 +847,8 @@ cdef class LmdbStore(Store):
             t = nx
         self.lm.idle = NULL
         if self.lm.env != NULL:
-            mdb_env_close(self.lm.env)
+            with nogil:             # unmaps: tens of milliseconds for a large map
+                mdb_env_close(self.lm.env)
             self.lm.env = NULL
         _open_maps.discard(self.real_path)
         self.lm.latched = True

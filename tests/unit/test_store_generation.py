@@ -56,10 +56,10 @@ def test_defrag_while_writing(tmp_path: Path) -> None:
     assert opened.generation == 2 == current_generation(tmp_path)
     assert content(opened.store) == expected
     assert (opened.folder / "data.mdb").stat().st_size * 2 < (old / "data.mdb").stat().st_size
-    assert not retired.poll() and old.exists(), "a reader still has it open"
+    assert not retired.wait() and old.exists(), "a reader still has it open"
     assert reader.entries(TREE_KEYS) == len(expected[2])
     reader.close()
-    assert retired.poll() and not old.exists()
+    assert retired.wait() and not old.exists()
     for index in range(131, 141):
         apply(opened, index)
     opened.checkpointer.checkpoint_now()
@@ -135,7 +135,7 @@ def test_an_empty_generation_is_filled_and_sealed(tmp_path: Path) -> None:
     catch_up(builder, 9)
     expected = content(opened.store)
     retired = builder.switch(seal_now=True)
-    assert retired.poll()
+    assert retired.wait()
     opened.close()
     again = open_for_write(tmp_path, **QUIET)
     assert again.index == 9 and content(again.store) == expected
