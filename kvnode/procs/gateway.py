@@ -208,6 +208,8 @@ class Gateway:
         self.applier.connect()
         self.loop.call_later(SWEEP_SECONDS, self.sweep)
         self.loop.add_reader(self.monitor.FD, self.on_monitor)
+        # Edge-triggered: its descriptor speaks only after somebody has found it empty.
+        self.on_monitor()
         self.loop.call_later(HOARD_SECONDS, self.end_hoarders)
 
     # --- own session ----------------------------------------------------------------------------
