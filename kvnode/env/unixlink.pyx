@@ -1,0 +1,344 @@
+"""Unix stream sockets as links: the system calls and the framing, without Python between them.
+
+Role: `UnixEndpoint` of env/link, which has the interface, the frame's layout and the invariants.
+A lone put crosses four of these endpoints; receive and send in Python cost it about 60 us.
+Callers: procs/, through env/link.
+
+An endpoint listens and has peers, or connects and has one. An epoll object of its own makes many
+sockets one descriptor. Reading: one buffer a peer, frames above it get a buffer of their own.
+Writing: what the socket does not take is kept, whole frames' tails, and goes on when it is ready.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint8_t, uint32_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memmove
+
+from kvnode._core.buf cimport kv_load_u16, kv_load_u32, kv_store_u16, kv_store_u32
+
+import contextlib
+import os
+import select
+import socket
+
+from kvnode.env.peer import GONE, PAYLOAD_BYTES_MAX, VERSION, Message, Peer
+
+cdef extern from "<sys/socket.h>" nogil:
+    ssize_t c_recv "recv"(int fd, void *p, size_t n, int flags)
+    ssize_t c_send "send"(int fd, const void *p, size_t n, int flags)
+    int MSG_DONTWAIT
+    int MSG_NOSIGNAL
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        int fd
+    cdef struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int c_epoll_wait "epoll_wait"(int epfd, epoll_event *events, int most, int timeout)
+    int EPOLLIN
+    int EPOLLOUT
+
+cdef enum:
+    HEAD_BYTES = 8
+    RECV_BYTES = 262144
+    LONE_BYTES = 16384        # frames up to here are joined with their head on the stack's buffer
+    EVENTS = 64
+
+_SOCKET_BYTES = 4 << 20
+_SNDBUFFORCE, _RCVBUFFORCE = 32, 33
+
+
+cdef class Stream:
+    """One connected socket."""
+
+    cdef object sock
+    cdef readonly object peer
+    cdef int fd
+    cdef uint8_t *room
+    cdef size_t filled
+    cdef object big            # bytes under construction, of a frame above RECV_BYTES
+    cdef size_t big_at
+    cdef int big_kind
+    cdef list out              # what the socket did not take: bytes-likes, the first from out_at
+    cdef size_t out_at
+    cdef bint writing
+
+    def __cinit__(self, sock):
+        self.room = <uint8_t *> malloc(RECV_BYTES)
+        if self.room == NULL:
+            raise MemoryError
+        sock.setblocking(False)
+        for force, plain in ((_SNDBUFFORCE, socket.SO_SNDBUF), (_RCVBUFFORCE, socket.SO_RCVBUF)):
+            # The FORCE options pass the system's limit where that is permitted.
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, force, _SOCKET_BYTES)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    sock.setsockopt(socket.SOL_SOCKET, plain, _SOCKET_BYTES)
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.peer = Peer(self)
+        self.out = []
+
+    def __dealloc__(self):
+        free(self.room)
+
+    cdef int read(self, list got) except -1:
+        """Appends the messages that are complete; 1: the peer closed or broke the framing."""
+        cdef ssize_t n
+        cdef size_t size, at, end
+        cdef bint short
+        cdef uint8_t *p
+        cdef char *d
+        while True:
+            if self.big is not None:
+                d = PyBytes_AS_STRING(self.big)
+                size = <size_t> len(self.big)
+                n = c_recv(self.fd, d + self.big_at, size - self.big_at, MSG_DONTWAIT)
+                if n <= 0:
+                    return self.no_bytes(n)
+                self.big_at += <size_t> n
+                if self.big_at < size:
+                    continue
+                got.append(Message(self.peer, self.big_kind, self.big))
+                self.big = None
+                continue
+            n = c_recv(self.fd, self.room + self.filled, RECV_BYTES - self.filled, MSG_DONTWAIT)
+            if n <= 0:
+                return self.no_bytes(n)
+            end = self.filled + <size_t> n
+            short = end < RECV_BYTES
+            at = 0
+            while end - at >= HEAD_BYTES:
+                p = self.room + at
+                size = kv_load_u32(p)
+                if p[5] != VERSION or kv_load_u16(p + 6) != 0 or p[4] == 0 \
+                        or size > <size_t> PAYLOAD_BYTES_MAX:
+                    return 1
+                if end - at - HEAD_BYTES < size:
+                    if HEAD_BYTES + size > RECV_BYTES:
+                        self.big = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> size)
+                        self.big_kind = p[4]
+                        self.big_at = end - at - HEAD_BYTES
+                        memcpy(PyBytes_AS_STRING(self.big), p + HEAD_BYTES, self.big_at)
+                        at = end
+                    break
+                got.append(Message(self.peer, p[4], p[HEAD_BYTES:HEAD_BYTES + size]))
+                at += HEAD_BYTES + size
+            self.filled = end - at
+            if at and self.filled:
+                memmove(self.room, self.room + at, self.filled)
+            if short and self.big is None:
+                return 0
+
+    cdef int no_bytes(self, ssize_t n) noexcept:
+        if n < 0 and (errno == EAGAIN or errno == EINTR):
+            return 0
+        return 1
+
+    cdef int put(self, int kind, tuple parts) except -1:
+        """Sends a frame or keeps what does not fit; 1: the connection is broken."""
+        cdef uint8_t head[LONE_BYTES + HEAD_BYTES]
+        cdef const unsigned char[::1] view
+        cdef size_t size = 0, at = HEAD_BYTES
+        cdef ssize_t n = 0
+        for part in parts:
+            size += <size_t> len(part)
+        kv_store_u32(head, <uint32_t> size)
+        head[4] = <uint8_t> kind
+        head[5] = <uint8_t> VERSION
+        kv_store_u16(head + 6, 0)
+        if size <= LONE_BYTES:
+            # One buffer, one system call.
+            for part in parts:
+                view = part
+                if view.shape[0]:
+                    memcpy(head + at, &view[0], view.shape[0])
+                    at += <size_t> view.shape[0]
+            if not self.out:
+                n = c_send(self.fd, head, at, MSG_DONTWAIT | MSG_NOSIGNAL)
+                if n < 0:
+                    if errno != EAGAIN and errno != EINTR:
+                        return 1
+                    n = 0
+                if <size_t> n == at:
+                    return 0
+            self.keep((<char *> head)[n:at])
+            return 0
+        self.keep((<char *> head)[:HEAD_BYTES])
+        for part in parts:
+            if len(part):
+                self.keep(part)
+        return self.flush()
+
+    cdef int keep(self, object data) except -1:
+        self.out.append(data)
+        self.peer.backlog += len(data)
+        return 0
+
+    cdef int flush(self) except -1:
+        """Sends what was kept; 1: the connection is broken."""
+        cdef const unsigned char[::1] view
+        cdef size_t done = 0, count = len(self.out)
+        cdef ssize_t n
+        cdef int broken = 0
+        while done < count:
+            view = self.out[done]
+            n = c_send(self.fd, &view[self.out_at], <size_t> view.shape[0] - self.out_at,
+                       MSG_DONTWAIT | MSG_NOSIGNAL)
+            if n < 0:
+                broken = 0 if errno == EAGAIN or errno == EINTR else 1
+                break
+            self.peer.backlog -= n
+            self.out_at += <size_t> n
+            if self.out_at == <size_t> view.shape[0]:
+                self.out_at = 0
+                done += 1
+        if done:
+            del self.out[:done]
+        return broken
+
+
+cdef class UnixEndpoint:
+    """Unix stream sockets below one private folder; `listen` or `connect` make one."""
+
+    cdef object poll
+    cdef int poll_fd
+    cdef dict streams
+    cdef object listener
+    cdef int listener_fd
+    cdef list gone
+    cdef str path
+
+    def __cinit__(self):
+        self.poll = select.epoll()
+        self.poll_fd = self.poll.fileno()
+        self.streams = {}
+        self.listener = None
+        self.listener_fd = -1
+        self.gone = []
+        self.path = ""
+
+    @classmethod
+    def listen(cls, str path):
+        """Accepts peers at `path`; a left-over socket file is replaced."""
+        cdef UnixEndpoint self = cls()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.bind(path)
+        os.chmod(path, 0o600)
+        sock.listen(64)
+        sock.setblocking(False)
+        self.listener = sock
+        self.listener_fd = sock.fileno()
+        self.path = path
+        self.poll.register(sock.fileno(), EPOLLIN)
+        return self
+
+    @classmethod
+    def connect(cls, str path):
+        """Connects to the listener at `path`: (endpoint, peer), or None while nobody listens."""
+        cdef UnixEndpoint self
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            sock.close()
+            return None
+        self = cls()
+        return self, self.add(sock)
+
+    cdef object add(self, sock):
+        cdef Stream stream = Stream(sock)
+        self.streams[stream.fd] = stream
+        self.poll.register(stream.fd, EPOLLIN)
+        return stream.peer
+
+    def fileno(self) -> int:
+        """The epoll descriptor over all sockets."""
+        return self.poll.fileno()
+
+    def pending(self) -> bool:
+        """Whether a peer broke while sending, which `receive` reports."""
+        return len(self.gone) > 0
+
+    def receive(self) -> list:
+        """All frames of all peers that were ready."""
+        cdef epoll_event events[EVENTS]
+        cdef list got = []
+        cdef int i, n, fd, broken
+        cdef Stream stream
+        if self.gone:
+            got.extend([Message(peer, GONE, b"") for peer in self.gone])
+            self.gone.clear()
+        n = c_epoll_wait(self.poll_fd, events, EVENTS, 0)
+        for i in range(n):
+            fd = events[i].data.fd
+            if fd == self.listener_fd:
+                self.accept()
+                continue
+            stream = self.streams.get(fd)
+            if stream is None:
+                continue
+            broken = 0
+            if events[i].events & <uint32_t> EPOLLOUT:
+                broken = stream.flush()
+                self.watch(stream)
+            if not broken and events[i].events & ~(<uint32_t> EPOLLOUT):
+                broken = stream.read(got)
+            if broken:
+                self.drop(stream)
+                got.append(Message(stream.peer, GONE, b""))
+        return got
+
+    cdef int accept(self) except -1:
+        while True:
+            try:
+                sock, _ = self.listener.accept()
+            except BlockingIOError:
+                return 0
+            self.add(sock)
+
+    def send(self, peer, int kind, *parts) -> None:
+        """Queues one frame; a broken peer is reported by the next `receive`."""
+        cdef Stream stream = <Stream?> peer.key
+        if stream.fd < 0:
+            return
+        if stream.put(kind, parts):
+            self.drop(stream)
+            self.gone.append(peer)
+        elif stream.out or stream.writing:
+            self.watch(stream)
+
+    cdef int watch(self, Stream stream) except -1:
+        cdef bint want = len(stream.out) > 0
+        if want != stream.writing and stream.fd >= 0:
+            stream.writing = want
+            self.poll.modify(stream.fd, EPOLLIN | (EPOLLOUT if want else 0))
+        return 0
+
+    cdef int drop(self, Stream stream) except -1:
+        if stream.fd < 0:
+            return 0
+        self.streams.pop(stream.fd, None)
+        with contextlib.suppress(OSError):
+            self.poll.unregister(stream.fd)
+        stream.fd = -1
+        stream.sock.close()
+        stream.out.clear()
+        stream.peer.backlog = 0
+        return 0
+
+    def close(self) -> None:
+        """Closes the listener and all peers."""
+        for stream in list(self.streams.values()):
+            self.drop(stream)
+        if self.listener is not None:
+            self.listener.close()
+            self.listener_fd = -1
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+        self.poll.close()
