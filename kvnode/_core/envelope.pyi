@@ -4,8 +4,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-GROUP_COLUMNS: np.dtype[np.void]
-REQUEST_COLUMNS: np.dtype[np.void]
+GROUP_COLUMNS: list[tuple[str, str]]
+REQUEST_COLUMNS: list[tuple[str, str]]
 
 def build_batch(groups: Iterable[dict[str, Any]]) -> bytes: ...
 def parse_batch(data: bytes) -> list[dict[str, Any]]: ...

@@ -30,8 +30,6 @@ from libc.string cimport memset, strdup
 import os
 from collections import deque
 
-import numpy as np
-
 from kvnode.base.errors import DiskError
 
 
@@ -487,6 +485,8 @@ cdef class LogWriter:
     def stats(self):
         """Counters since the start: syncs, bytes, sync_us_sum, sync_us_max, and `buckets`,
         numpy u64[32]: syncs that took [2^i, 2^(i+1)) microseconds (bucket 0: below 2)."""
+        import numpy as np      # not at the start of each process
+
         cdef int i
         buckets = np.zeros(BUCKETS, np.uint64)
         cdef uint64_t[::1] b = buckets
