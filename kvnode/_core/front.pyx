@@ -18,6 +18,8 @@ Invariants:
   4. Reads wait in two sets: `waiting` has its barrier, `gathering` came after that barrier began
      and gets the next one. A read is never answered from a barrier begun before it arrived.
   5. Requests without a session share the gateway's own: one group, one sequence, a proposal.
+  6. A connection has at most about OUT_BYTES_MAX of answers that its client has not taken: reads
+     wait above that, answers to writes above OUT_BYTES_END end the connection.
 
 Layouts of the messages: docs/protocol.md; of groups and results: envelope.pyx.
 """
@@ -63,7 +65,12 @@ cdef extern from *:
       return (int64_t)info.tcpi_bytes_received;
     }
     static inline void kv_tcp_end(int fd) { shutdown(fd, SHUT_RDWR); }
+    /* Bytes of a connection's answers that libzmq holds; its I/O thread subtracts. */
+    static inline int64_t kv_count(int64_t *p, int64_t n) {
+      return __atomic_add_fetch(p, n, __ATOMIC_RELAXED);
+    }
     """
+    int64_t kv_count(int64_t *p, int64_t n) noexcept nogil
     int64_t kv_tcp_received(int fd) noexcept nogil
     void kv_tcp_end(int fd) noexcept nogil
 
@@ -93,6 +100,9 @@ cdef enum:
     SLICE_WORK = 10000           # units of 100 ns: a slice of a long read lasts about 1 ms
     SLICE_BYTES = 262144
     SORT_BYTES_MAX = 268435456   # what a sorted read may remember of the keys it sorts
+    OUT_BYTES_MAX = 33554432     # answers not taken by a client: its reads wait
+    OUT_BYTES_END = 268435456    # its connection ends
+    LONGS_MAX = 8                # long reads under way of one connection
 
 cdef struct zmq_msg:
     uint64_t opaque[8]
@@ -124,6 +134,11 @@ cdef struct Conn:
     bint used
     bint greeted
     bint blocked           # the socket did not take its answers: tried again each turn
+    bint held              # some of its reads wait in `held`
+    int fd                 # of its TCP connection, -1 when not known
+    uint32_t longs
+    int64_t queued         # bytes of large answers that libzmq holds
+    uint64_t blocked_us
     bint dirty
     uint32_t rid
     uint32_t generation
@@ -183,7 +198,15 @@ cdef struct ReadSet:
     ReadItem *items
 
 
+cdef struct Sent:
+    int64_t *queued
+    int64_t n
+
+
 cdef void free_data(void *data, void *hint) noexcept nogil:
+    cdef Sent *sent = <Sent *> hint
+    kv_count(sent.queued, -sent.n)
+    free(sent)
     free(data)
 
 
@@ -239,6 +262,8 @@ cdef class Front:
         ReadSet waiting
         ReadSet gathering
         ReadSet serial
+        ReadSet held
+        vector[uint32_t] holders
         vector[LongRead *] longs
         unordered_map[int, Flow] flows
         uint64_t member
@@ -291,6 +316,8 @@ cdef class Front:
 
     def __dealloc__(self):
         cdef size_t i
+        for i in range(self.longs.size()):
+            self.free_long(self.longs[i])
         for i in range(self.conns.size()):
             kv_buf_free(&self.conns[i].out)
             free(self.conns[i])
@@ -301,11 +328,11 @@ cdef class Front:
         kv_buf_free(&self.batch)
         kv_buf_free(&self.own_body)
         kv_arena_free(&self.arena)
-        for i in range(self.longs.size()):
-            self.free_long(self.longs[i])
         kv_buf_free(&self.waiting.bodies)
         kv_buf_free(&self.gathering.bodies)
         kv_buf_free(&self.serial.bodies)
+        kv_buf_free(&self.held.bodies)
+        free(self.held.items)
         free(self.waiting.items)
         free(self.gathering.items)
         free(self.serial.items)
@@ -344,6 +371,8 @@ cdef class Front:
             conn = self.conn_of(<const uint8_t *> self.z.data(&ident), self.z.size(&ident))
             if conn != NO_CONN:
                 self.conns[conn].seen_us = now_us
+                if self.conns[conn].fd < 0:
+                    self.conns[conn].fd = self.z.get(&body, ZMQ_SRCFD_)
                 if bad:
                     self.fail(conn, CODE_MALFORMED, b"one message is one frame")
                 else:
@@ -380,6 +409,9 @@ cdef class Front:
         c.used = True
         c.greeted = False
         c.blocked = False
+        c.held = False
+        c.fd = -1
+        c.longs = 0
         c.dirty = False
         c.rid = rid
         c.generation += 1
@@ -787,6 +819,8 @@ cdef class Front:
         kv_put_bytes(&c.out, p, n)
         c.answers += 1
         c.inflight -= ref.size
+        if c.out.n > OUT_BYTES_END:
+            self.end_blocked(ref.conn)
         return 0
 
     def answer(self, uint32_t number, uint32_t generation, uint32_t rid, uint32_t size, int code,
@@ -818,10 +852,55 @@ cdef class Front:
             kv_store_u32(c.out.p + 8, c.answers)
             if self.send_buf(c):
                 c.answers = 0
+                c.blocked = False
             elif c.used:
                 c.dirty = True
                 self.dirty.push_back(number)
-        return self.dirty.size() > 0
+                if not c.blocked:
+                    c.blocked = True
+                    c.blocked_us = self.now_us
+        return self.release_held() or self.dirty.size() > 0
+
+    cdef bint full(self, Conn *c) noexcept nogil:
+        """Its client has not taken enough of its answers for more reads."""
+        return <int64_t> c.out.n + kv_count(&c.queued, 0) > OUT_BYTES_MAX or c.longs >= LONGS_MAX
+
+    cdef int hold(self, ReadItem *item, const uint8_t *p) except -1:
+        """A read waits until its client has taken answers."""
+        cdef Conn *c = self.conns[item.ref.conn]
+        if not c.held:
+            c.held = True
+            self.holders.push_back(item.ref.conn)
+        if read_add(&self.held, item.ref, item.serializable, p, item.n) < 0:
+            raise MemoryError
+        return 0
+
+    cdef bint release_held(self) except? True:
+        """Held reads gather again once a client has taken answers; True while there are any."""
+        cdef size_t i
+        cdef ReadItem *item
+        cdef Conn *c
+        cdef bint some = False
+        if self.held.n == 0:
+            return False
+        for i in range(self.holders.size()):
+            c = self.conns[self.holders[i]]
+            some = some or not c.used or not self.full(c)
+        if not some:
+            return True
+        for i in range(self.holders.size()):
+            self.conns[self.holders[i]].held = False
+        self.holders.clear()
+        for i in range(self.held.n):
+            item = &self.held.items[i]
+            c = self.conns[item.ref.conn]
+            if c.used and c.generation == item.ref.generation:
+                if read_add(&self.gathering, item.ref, item.serializable,
+                            self.held.bodies.p + item.at, item.n) < 0:
+                    raise MemoryError
+        self.held.n = 0
+        kv_buf_trim(&self.held.bodies, 1 << 20)
+        return True
 
     cdef bint send_ident(self, Conn *c) noexcept nogil:
         cdef zmq_msg m
@@ -838,15 +917,25 @@ cdef class Front:
     cdef bint send_buf(self, Conn *c) noexcept nogil:
         """One message with the packed answers; False when the socket is full or the peer gone."""
         cdef zmq_msg m
+        cdef Sent *sent = NULL
+        cdef int64_t queued = kv_count(&c.queued, 0)
         if c.out.err:
             self.drop_conn(c)
             return False
+        if queued and queued + <int64_t> c.out.n > OUT_BYTES_MAX:
+            return False
+        if c.out.n >= ZERO_COPY_BYTES:
+            sent = <Sent *> malloc(sizeof(Sent))
         if not self.send_ident(c):
+            free(sent)
             if self.z.err() != EAGAIN_:
                 self.drop_conn(c)
             return False
-        if c.out.n >= ZERO_COPY_BYTES:
-            self.z.init_data(&m, c.out.p, c.out.n, free_data, NULL)
+        if sent != NULL:
+            sent.queued = &c.queued
+            sent.n = <int64_t> c.out.n
+            kv_count(&c.queued, sent.n)
+            self.z.init_data(&m, c.out.p, c.out.n, free_data, sent)
             kv_buf_init(&c.out)
         else:
             self.z.init_size(&m, c.out.n)
@@ -921,6 +1010,13 @@ cdef class Front:
         kv_buf_free(&c.out)
         c.answers = 0
 
+    cdef void end_blocked(self, uint32_t number) noexcept nogil:
+        """Ends a connection whose client does not read: also its TCP, for what libzmq holds."""
+        cdef Conn *c = self.conns[number]
+        if c.used and c.fd >= 0 and self.flows.count(c.fd):
+            kv_tcp_end(c.fd)
+        self.drop(number)
+
     def expire(self, uint64_t now_us, uint64_t hello_us, uint64_t silent_us) -> int:
         """Ends connections without a HELLO for `hello_us` or silent for `silent_us`."""
         cdef size_t i
@@ -929,6 +1025,9 @@ cdef class Front:
         cdef int ended = 0
         for i in range(self.conns.size()):
             c = self.conns[i]
+            if c.used and c.blocked and now_us > c.blocked_us + silent_us:
+                self.end_blocked(<uint32_t> i)
+                ended += 1
             if not c.used or c.inflight:
                 continue
             limit = silent_us if c.greeted else hello_us
@@ -1040,6 +1139,9 @@ cdef class Front:
             if not c.used or c.generation != item.ref.generation:
                 continue
             p = s.bodies.p + item.at
+            if self.full(c):
+                self.hold(item, p)
+                continue
             if decode_range(p, item.n, &req) == CODE_OK and req.range_end.n:
                 self.begin_long(reader, item, p)
                 continue
@@ -1084,6 +1186,7 @@ cdef class Front:
         if r == NULL:
             raise MemoryError
         r.ref = item.ref
+        self.conns[r.ref.conn].longs += 1
         kv_put_bytes(&r.body, p, item.n)
         if r.body.err:
             free(r)
@@ -1125,6 +1228,9 @@ cdef class Front:
         return 0
 
     cdef void free_long(self, LongRead *r) noexcept nogil:
+        cdef Conn *c = self.conns[r.ref.conn]
+        if c.generation == r.ref.generation and c.longs:
+            c.longs -= 1
         range_free(&r.state)
         kv_buf_free(&r.body)
         kv_buf_free(&r.out)
