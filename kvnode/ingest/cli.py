@@ -36,8 +36,8 @@ _BATCH_RECORDS_MAX = 100_000
               help="Where --on-error skip writes bad records  [rejects.jsonl]")
 @click.option("--job-id", metavar="ID", help="Name of the job  [made from the sources]")
 @click.option("--restart", is_flag=True, help="Forget the job's checkpoint and begin anew")
-@click.option("--batch-size", type=click.IntRange(1, _BATCH_RECORDS_MAX), default=1000,
-              metavar="N", help="Records of a batch, at most; 1 MiB too  [1000]")
+@click.option("--batch-size", type=click.IntRange(1, _BATCH_RECORDS_MAX), default=4000,
+              metavar="N", help="Records of a batch, at most; 1 MiB too  [4000]")
 @click.option("--in-flight", type=click.IntRange(1, 256), default=8, metavar="N",
               help="Batches that may be unanswered  [8]")
 @click.option("--max-record-bytes", type=click.IntRange(1, REQUEST_BYTES_CEILING),
@@ -61,6 +61,10 @@ def import_command(paths: tuple[str, ...], **options: Any) -> int:
 
     An import that was killed, or failed, goes on where it stopped when the same command runs
     again: nothing is left out and nothing is written twice. Standard input needs --job-id for it.
+
+    \b
+    Exit status: 0 done; 1 refused, no answer, or the sources changed; 3 bad records;
+    5 interrupted; 6 a file can't be read.
     """
     from kvnode.ingest.records import BadRecord
 
@@ -100,7 +104,8 @@ def _import(paths: tuple[str, ...], options: dict[str, Any]) -> int:
     seconds = _seconds()
     with Fenced(_flag("endpoints", "KVNODE_ENDPOINTS", DEFAULT_ENDPOINT), seconds,
                 _flag("token", "KVNODE_TOKEN", "")) as client:  # fmt: skip
-        job = Job(client, options["job_id"] or identity, content, options["in_flight"])
+        lasting = bool(options["job_id"]) or found.bytes_total is not None
+        job = Job(client, options["job_id"] or identity, content, options["in_flight"], lasting)
         state = job.begin(options["restart"])
         if state.done:
             click.echo(f"job {job.name} is done already: {state.below:,} records; "

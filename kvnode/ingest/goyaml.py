@@ -51,7 +51,7 @@ _RESOLVABLE = ("str", "bool", "int", "float", "null", "timestamp")
 _INT64_MIN, _UINT64_MAX = -(1 << 63), (1 << 64) - 1
 _FLOAT_INT_MAX = 1e21
 _ALIAS_LOW, _ALIAS_HIGH = 400_000, 4_000_000
-_DEPTH_MAX = 1000
+_DEPTH_MAX = 250
 _MERGE = object()
 
 

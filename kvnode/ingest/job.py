@@ -96,9 +96,15 @@ class State:
 
 
 class Job:
-    """One job over one client. `begin` first, then `checkpoint` for each batch, then `finish`."""
+    """One job over one client. `begin` first, then `checkpoint` for each batch, then `finish`.
 
-    def __init__(self, client: Client, name: str, content: str, lanes: int) -> None:
+    lasting: False when nobody can come back to it (standard input without a name): nothing of it
+    stays in the store once it is done.
+    """
+
+    def __init__(
+        self, client: Client, name: str, content: str, lanes: int, lasting: bool = True
+    ) -> None:
         if not _JOB_ID.fullmatch(name):
             raise IngestError(f'job id "{name}": use letters, digits, . _ - (at most 100)')
         self._client = client
@@ -108,6 +114,7 @@ class Job:
         self.name = name
         self.lanes = lanes
         self._session = 0
+        self._lasting = lasting
 
     def begin(self, restart: bool) -> State:
         """Takes the job over. IngestError if its sources are not those it began with."""
@@ -173,12 +180,13 @@ class Job:
     def _swap(self, revision: int, base: Base) -> bool:
         """Writes the job's key and drops the lanes, if the key is still as it was read."""
         first, end = prefix_range(self._key + b"/")
+        if base.done and not self._lasting:
+            own = messages.op_delete_range(messages.delete_range_request(self._key))
+        else:
+            own = messages.op_put(messages.put_request(self._key, msgspec.json.encode(base)))
         response = self._client.txn(
             [messages.compare(self._key, "mod", "=", revision)],
-            [
-                messages.op_put(messages.put_request(self._key, msgspec.json.encode(base))),
-                messages.op_delete_range(messages.delete_range_request(first, range_end=end)),
-            ],
+            [own, messages.op_delete_range(messages.delete_range_request(first, range_end=end))],
         )
         if response.succeeded:
             self._revision = response.header.revision

@@ -2,7 +2,7 @@
 
 Role: bytes of lines to chunks of records. Caller: sources. Blocks of whole lines are decoded at
 once into typed records; only a block with something unusual in it (a bad or blank line, value_b64)
-is decoded line by line. 0.5 us a record of 300 bytes against 3 with `json.loads`.
+is decoded line by line. 1.4 s of CPU for 1 M records of 310 bytes, encoding and sending included.
 
 Invariant: the fast way is taken only when every line of the block begins with `{`, ends with `}`
 and there are as many records as lines. A line ends where a byte 0x0a stands (JSON has none inside

@@ -1,0 +1,1 @@
+"""`kvnode import` against real nodes."""
