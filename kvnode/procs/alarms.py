@@ -10,7 +10,6 @@ from __future__ import annotations
 from kvnode._core.envelope import build_batch
 from kvnode.base.codes import Kind
 from kvnode.base.limits import QUOTA_CLEAR_PART
-from kvnode.proto import rpc_pb2 as rpcpb
 
 
 class SpaceWatch:
@@ -35,6 +34,8 @@ class SpaceWatch:
         if want == self.asked:
             return None
         self.asked = want
+        from kvnode.proto import rpc_pb2 as rpcpb  # 11 ms of a start, for what hardly ever happens
+
         action = rpcpb.AlarmRequest.ACTIVATE if want else rpcpb.AlarmRequest.DEACTIVATE
         body = rpcpb.AlarmRequest(
             action=action, memberID=self.member, alarm=rpcpb.NOSPACE
