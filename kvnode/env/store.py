@@ -9,7 +9,8 @@ Callers: the applier (open_for_write), gateways and tools (open_for_read), `kvno
       CURRENT        number of the generation in use, text; replaced by rename
       CLEAN          "generation txn index": the node stopped with a checkpoint, nothing was written
                      since
-      RUNNING        the map in use was opened by this run of the node (see invariant 3)
+      RUNNING        the map in use was opened by this run of the node (see invariant 3); the
+                     supervisor removes what an earlier run left, before it starts a writer
       writer.lock    flock'ed by the one writer, for as long as it lives
       00000001/      one generation
         data.mdb, lock.mdb   LMDB's
@@ -76,7 +77,12 @@ class InUseError(CallerError):
 
 
 def map_bytes(quota_bytes: int) -> int:
-    """Address space to reserve: growth under readers stays the rare path."""
+    """Address space to reserve: growth under readers stays the rare path.
+
+    KVNODE_TEST_MAP_BYTES reserves so little that the tests see it.
+    """
+    if tiny := os.environ.get("KVNODE_TEST_MAP_BYTES"):
+        return int(tiny)
     return max(MAP_BYTES_MIN, MAP_QUOTA_FACTOR * quota_bytes)
 
 

@@ -344,6 +344,8 @@ def main() -> None:
             quota_bytes=start.config.quota_backend_bytes,
             checkpoint_seconds=start.config.checkpoint_interval,
             dirty_bytes=start.config.checkpoint_dirty_bytes,
+            # 1: without syncs, for the power cuts that must be seen to catch it.
+            sync=os.environ.get("KVNODE_TEST_NO_CHECKPOINT_SYNC") != "1",
         )
         applier = Applier(start, loop, opened)
     except (CorruptionError, DiskError) as error:

@@ -50,6 +50,11 @@ class Layout:
         return os.path.join(self.member, "state")
 
     @property
+    def map_opened(self) -> str:
+        """env/store's mark that this run of the node has opened the map."""
+        return os.path.join(self.state, "RUNNING")
+
+    @property
     def identity(self) -> str:
         return os.path.join(self.member, "identity.json")
 

@@ -237,6 +237,10 @@ class Supervisor:
         self.layout = Layout(self.data, self.run_folder)
         for folder in (self.layout.member, self.layout.wal, self.layout.state):
             private_folder(folder)
+        # A mark that a power cut left would make an applier that dies before its opening look like
+        # one that died after it: its successor would take a torn map for sound.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.layout.map_opened)
         self.identity = open_identity(config, self.layout)
         self.words = SharedWords(self.layout.words, create=True)
         self.listeners = open_listeners(config)
