@@ -178,8 +178,8 @@ class Gateway:
             loop, config.link, start.layout.applier_socket, hello,
             self.on_applier, self.on_applier_up, self.greeter.on_applier_down,
         )
-        self.consensus.at_end = self.pump
-        self.applier.at_end = self.pump
+        self.consensus.at_end = self.end_turn
+        self.applier.at_end = self.end_turn
 
     def _bind(self) -> zmq.Socket[bytes]:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
@@ -266,6 +266,14 @@ class Gateway:
                 self.pump()
             if count == 0:
                 return
+
+    def end_turn(self) -> None:
+        """After frames of the other processes: answers leave, then the socket is asked.
+
+        Sending takes note of what arrived meanwhile, and its descriptor stays quiet about it.
+        """
+        self.pump()
+        self.on_socket()
 
     def pump(self) -> None:
         """The end of a turn: events, the proposal, the reads, the answers."""
@@ -431,8 +439,6 @@ class Gateway:
             self.front.on_results(message.payload)
             self.forget_finished()
             hit("results")
-            if not self.stopping:
-                self.loop.call_soon(self.on_socket)
         elif message.kind == Frame.HEAD:
             _, _, _, generation = QUAD.unpack(message.payload)
             if generation != self.generation:
