@@ -10,10 +10,11 @@ say() { printf 'kvnode setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
 python=${PYTHON:-python3}
-path=$(command -v "$python") || die "$python is missing: apt-get install python3 python3-venv python3-dev"
+command -v "$python" >/dev/null \
+  || die "$python is missing: apt-get install python3 python3-venv python3-dev"
 stamp=.venv/setup-stamp
 wanted() {
-  { printf '%s\n' "$PWD" "$path" "$(uname -sm)"
+  { printf '%s\n' "$PWD" "$(uname -sm)"
     cat pyproject.toml setup.py tools/setup.sh tools/gen_proto.py
     find kvnode \( -name '*.pyx' -o -name '*.pxd' -o -name '*.h' -o -name '*.proto' \) -print0 \
       | LC_ALL=C sort -z | xargs -0 cat; } | cksum
@@ -46,7 +47,8 @@ echo '#include <lmdb.h>' | cc -E - >/dev/null 2>&1 || missing="$missing liblmdb-
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' \
   || missing="$missing python3-dev"
 if [ -n "$missing" ]; then
-  command -v apt-get >/dev/null || die "missing:$missing (names of Debian packages); install them, then run this again"
+  command -v apt-get >/dev/null \
+    || die "missing:$missing (names of Debian packages); install them, then run this again"
   as=
   if [ "$(id -u)" != 0 ]; then
     sudo -n true 2>/dev/null && as="sudo -n" \
