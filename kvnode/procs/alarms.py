@@ -1,7 +1,8 @@
 """When the node asks, through the log, for the NOSPACE alarm and for its end.
 
-Role: consensus hears from the applier how many bytes of the map are live, and proposes the alarm's
-change; every member then applies it at the same place in the log.
+Role: consensus hears from the applier how many bytes of the map are live and whether the alarm
+stands, and proposes its change; every member then applies it at the same place in the log. The
+decision itself is `state/quota`'s.
 Caller: procs/consensus on the leader.
 """
 
@@ -9,38 +10,41 @@ from __future__ import annotations
 
 from kvnode._core.envelope import build_batch
 from kvnode.base.codes import Kind
-from kvnode.base.limits import QUOTA_CLEAR_PART
+from kvnode.state.quota import wanted_alarm
 
 
 class SpaceWatch:
-    """Remembers what was proposed last, so that one crossing is one proposal."""
+    """Remembers what it asked for, so that one crossing is one proposal a term.
+
+    Nothing that was in the state before counts as asked for, so a start proposes only a change.
+    """
 
     def __init__(self, quota_bytes: int, member: int) -> None:
         self.quota_bytes = quota_bytes
         self.member = member
-        self.asked: bool | None = None
+        self.asked: tuple[bool, int] | None = None
 
-    def on_used(self, used_bytes: int) -> bytes | None:
-        """A batch to propose when the live bytes crossed the quota or fell well below it.
+    def on_used(self, used_bytes: int, raised: bool, term: int) -> bytes | None:
+        """A batch to propose when the alarm is to change, else None.
 
-        The gap between the two keeps a store at its limit from flapping.
+        raised: whether this member's alarm stands. In another term what was asked for may be
+        lost, so it is asked for again.
         """
-        if used_bytes >= self.quota_bytes:
-            want = True
-        elif used_bytes < self.quota_bytes * QUOTA_CLEAR_PART:
-            want = False
-        else:
+        want = wanted_alarm(used_bytes, self.quota_bytes, raised)
+        if want is None:
+            self.asked = None
             return None
-        if want == self.asked:
+        if self.asked == (want, term):
             return None
-        self.asked = want
+        self.asked = (want, term)
         from kvnode.proto import rpc_pb2 as rpcpb  # 11 ms of a start, for what hardly ever happens
 
         action = rpcpb.AlarmRequest.ACTIVATE if want else rpcpb.AlarmRequest.DEACTIVATE
         body = rpcpb.AlarmRequest(
             action=action, memberID=self.member, alarm=rpcpb.NOSPACE
         ).SerializeToString()
-        return build_batch([self._group(body)])
+        return build_batch([{"requests": [(int(Kind.ALARM), body)]}])
 
-    def _group(self, body: bytes) -> dict:  # type: ignore[type-arg]
-        return {"requests": [(int(Kind.ALARM), body)]}
+    def forget(self) -> None:
+        """What was asked for was not taken: the next report asks again."""
+        self.asked = None

@@ -23,8 +23,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Collection
-from typing import NoReturn
+from collections.abc import Callable, Collection
+from typing import NoReturn, TypeVar
 
 from kvnode._core.machine import Machine
 from kvnode._core.sharedword import APPLIED, DAMAGE, GENERATION, LIFE, READING, SharedWords
@@ -36,10 +36,23 @@ from kvnode.env.link import GONE, KINDS, Endpoint, Peer
 from kvnode.env.lmdbstore import LmdbStore
 from kvnode.env.room import Room
 from kvnode.env.store import Opened, open_for_write
+from kvnode.procs.growth import with_room
 from kvnode.procs.loop import Loop
 from kvnode.procs.process import EXIT_FATAL, EXIT_NO_ROOM, Start, begin
 from kvnode.procs.upkeep import Defragmenter, Scrub
-from kvnode.wire.frames import ONE, PAIR, QUAD, Frame, Hello, Role, decode_hello, split_entries
+from kvnode.state.quota import ALARM_NOSPACE
+from kvnode.wire.frames import (
+    FIVE,
+    NOSPACE_STANDS,
+    ONE,
+    PAIR,
+    QUAD,
+    Frame,
+    Hello,
+    Role,
+    decode_hello,
+    split_entries,
+)
 
 log = logging.getLogger("applier")
 
@@ -50,14 +63,8 @@ TELL_BYTES = 16 * MIB
 RECONNECT_SECONDS = 0.003
 ROOM_PART = 4
 ROOM_SECONDS = 0.2
+Result = TypeVar("Result")
 Entry = tuple[int, int, memoryview]  # index, term, the entry with its head
-
-
-def new_machine(store: LmdbStore, start: Start) -> Machine:
-    """The state machine over a store. KVNODE_TEST_NO_WINDOW=1 switches exactly-once off, for the
-    test that must see its check fail."""
-    window = os.environ.get("KVNODE_TEST_NO_WINDOW") != "1"
-    return Machine(store, start.member, start.cluster, window=window)
 
 
 class Applier:
@@ -69,7 +76,7 @@ class Applier:
         self.opened = opened
         self.incarnation = random_u64()
         self.words = SharedWords(start.layout.words)
-        self.machine = new_machine(opened.store, start)
+        self.machine = self.machine_over(opened.store)
         self.held: list[Entry] = []
         self.border = 0
         self.border_term = 0
@@ -89,6 +96,19 @@ class Applier:
         loop.every(start.config.checkpoint_interval, lambda: None)
         loop.at_end(self.turn)
         loop.on_idle(self.idle)
+
+    def machine_over(self, store: LmdbStore) -> Machine:
+        """The state machine over a store. KVNODE_TEST_NO_WINDOW=1 switches exactly-once off, for
+        the test that must see its check fail."""
+        window = os.environ.get("KVNODE_TEST_NO_WINDOW") != "1"
+        return Machine(store, self.start.member, self.start.cluster, window=window)
+
+    def write(self, work: Callable[[Machine], Result]) -> Result:
+        """One transaction on the map in use, which grows when it is full."""
+        self.machine, result = with_room(
+            self.opened.store, self.machine, self.machine_over, work, self.defragmenter.stop_copy
+        )
+        return result
 
     # --- consensus ------------------------------------------------------------------------------
 
@@ -174,9 +194,8 @@ class Applier:
         last = batch[-1]
         assert last[0] < self.border or last[1] == self.border_term, "the border has another term"
         hit("apply")
-        results = self.machine.apply(
-            batch[0][2] if count == 1 else b"".join([entry[2] for entry in batch])
-        )
+        entries = batch[0][2] if count == 1 else b"".join([entry[2] for entry in batch])
+        results = self.write(lambda machine: machine.apply(entries))
         hit("committed")
         self._publish()
         answered = set()
@@ -228,12 +247,13 @@ class Applier:
         if self.consensus is None or self.consensus_peer is None:
             return
         machine = self.machine
+        full = (ALARM_NOSPACE, self.start.member) in machine.alarms
         self.consensus.send(
             self.consensus_peer,
             Frame.APPLIED,
-            QUAD.pack(
-                machine.applied_index, machine.used_bytes(),
-                self.keep_from(), machine.state_hash,
+            FIVE.pack(
+                machine.applied_index, machine.used_bytes(), self.keep_from(),
+                machine.state_hash, NOSPACE_STANDS if full else 0,
             ),
         )
 
@@ -307,7 +327,16 @@ class Applier:
             reading = self.words.get(READING + number)
             if reading and (not lowest or reading < lowest):
                 lowest = reading
-        return self.machine.free_some(FREE_RECORDS, lowest or None)
+        checkpointer = self.opened.checkpointer
+        if checkpointer.must_wait():
+            return False
+        before = self.opened.store.dirtied_bytes
+        more = self.write(lambda machine: machine.free_some(FREE_RECORDS, lowest or None))
+        if self.opened.store.dirtied_bytes != before:
+            checkpointer.committed()
+            if not more:
+                self._tell_applied()
+        return more
 
     def stop(self) -> None:
         """Ends with a checkpoint and the clean mark."""

@@ -60,9 +60,10 @@ from kvnode.wal.disk import LogFailedError, NoSpaceError
 from kvnode.wal.log import Log
 from kvnode.wal.state import LogState
 from kvnode.wire.frames import (
+    FIVE,
+    NOSPACE_STANDS,
     ONE,
     PAIR,
-    QUAD,
     Frame,
     Hello,
     Role,
@@ -207,7 +208,7 @@ class Consensus:
                 self.proposals.append((peer, message.payload))
                 self.gathered_bytes += len(message.payload)
             elif kind == Frame.APPLIED:
-                self.on_applied(*QUAD.unpack(message.payload))
+                self.on_applied(*FIVE.unpack(message.payload))
             elif kind == Frame.FETCH:
                 self.on_fetch(peer, *PAIR.unpack(message.payload))
             elif kind == Frame.READ_BARRIER:
@@ -240,13 +241,15 @@ class Consensus:
                 self.node.read_index(number)
         self.sent_index = self.border = hello.applied_index
 
-    def on_applied(self, applied: int, used: int, checkpoint: int, state_hash: int) -> None:
+    def on_applied(
+        self, applied: int, used: int, checkpoint: int, state_hash: int, flags: int
+    ) -> None:
         """The applier's progress: the log below its checkpoint is no longer needed."""
         assert self.node is not None and self.wal is not None
         self.node.on_applied(Index(applied))
         if checkpoint > self.wal.first_index:
             self.wal.cut(checkpoint)
-        made = self.space.on_used(used)
+        made = self.space.on_used(used, bool(flags & NOSPACE_STANDS), self.node.term)
         if made is not None:
             self.proposals.append((None, made))
 
@@ -349,6 +352,8 @@ class Consensus:
         for peer, batch in self.proposals[:count]:
             if peer is not None:
                 self.server.send(peer, Frame.REFUSED, head, batch)
+            else:
+                self.space.forget()
         del self.proposals[:count]
         self.gathered_bytes = sum(len(p[1]) for p in self.proposals)
 

@@ -295,6 +295,8 @@ class Gateway:
             self.advance_reads()
             if front.long_reads:
                 self.step_long()
+            # An idle gateway would keep its last snapshot's pages from being used again.
+            self.reader.close()
         if front.flush():
             self.loop.call_later(0.001, self.pump)
         hit("flushed")

@@ -159,7 +159,9 @@ class Greeter:
         words = gateway.words
         commit = words.get(COMMIT)
         size, used = 0, 0
-        if gateway.store is not None:
+        if gateway.store is not None and gateway.reader is not None:
+            # A map that has grown is adopted only while nothing is read.
+            gateway.reader.close()
             info = gateway.store.info()
             size = (info["last_page"] + 1) * gateway.store.page_bytes
             txn = gateway.store.begin_read()

@@ -23,6 +23,7 @@ from kvnode.base.failpoint import hit
 from kvnode.base.limits import MIB
 from kvnode.env.generation import GenerationBuilder, Retired
 from kvnode.env.scrub import Scrubber
+from kvnode.procs.growth import with_room
 from kvnode.wire.frames import PAIR, Frame, split_entries
 
 if TYPE_CHECKING:
@@ -88,8 +89,7 @@ class Defragmenter:
             return
         self.applier.loop.remove(descriptor)
         assert builder.store is not None
-        start = self.applier.start
-        self.machine = Machine(builder.store, start.member, start.cluster)
+        self.machine = self.applier.machine_over(builder.store)
         self.ask()
 
     def ask(self) -> None:
@@ -113,7 +113,11 @@ class Defragmenter:
         last = self.applier.machine.applied_index
         fitting = [entry[2] for entry in entries if entry[0] <= last]
         if fitting:
-            machine.apply(b"".join(fitting), False)
+            data = b"".join(fitting)
+            assert builder.store is not None
+            self.machine, _ = with_room(
+                builder.store, machine, self.applier.machine_over, lambda m: m.apply(data, False)
+            )
             assert builder.checkpointer is not None
             builder.checkpointer.poll()
             builder.checkpointer.committed()
@@ -149,13 +153,20 @@ class Defragmenter:
             return
         self.retired = None
 
-    def abandon(self) -> None:
+    def stop_copy(self) -> None:
+        """The map is to be moved: a copy of it under way is given up."""
+        if self.machine is None:
+            self.abandon(b"the map had to grow meanwhile: try again")
+
+    def abandon(self, why: bytes = b"the node is stopping") -> None:
         """Stops a build under way."""
         if self.builder is not None:
+            if self.machine is None:
+                self.applier.loop.remove(self.builder.fileno())
             self.machine = None
             self.builder.abandon()
             self.builder = None
-            self._end(Code.UNAVAILABLE, b"the node is stopping")
+            self._end(Code.UNAVAILABLE, why)
 
     def _end(self, code: Code, text: bytes) -> None:
         waiting, self.waiting = self.waiting, []

@@ -14,7 +14,8 @@ Payloads:
     COMMITTED     BORDER, then ENTRIES, the last of which is the border's
     RESULTS       result groups (`_core/envelope`)
     HEAD          u64 applied index, u64 revision, u64 compact revision, u64 generation
-    APPLIED       u64 applied index, u64 used bytes, u64 checkpointed index, u64 state hash
+    APPLIED       u64 applied index, u64 used bytes, u64 checkpointed index, u64 state hash,
+                  u64 flags (bit 0: this member's NOSPACE alarm stands)
     DEFRAG        u64 id            gateway to applier
     DEFRAGGED     u64 id, u32 code, text
     FETCH         u64 first index, u64 last index: applier to consensus, for a new generation
@@ -66,6 +67,8 @@ class Role(IntEnum):
 
 PAIR = struct.Struct("<QQ")
 QUAD = struct.Struct("<QQQQ")
+FIVE = struct.Struct("<QQQQQ")
+NOSPACE_STANDS = 1
 ONE = struct.Struct("<Q")
 ENTRY = struct.Struct("<QQII")
 _HELLO = struct.Struct("<B3xIQQQ")
