@@ -48,6 +48,7 @@ from kvnode.base.config import Config, config_to_json
 from kvnode.base.errors import CallerError, ConfigError, DiskError
 from kvnode.base.ports import parse_url
 from kvnode.env.link import private_folder
+from kvnode.procs.banner import announce
 from kvnode.procs.process import EXIT_FATAL, EXIT_NO_ROOM, Layout, set_up_log
 
 log = logging.getLogger("supervisor")
@@ -385,7 +386,14 @@ class Supervisor:
                         self.on_death(child)
             if not self.announced and all(c.ready for c in self.children):
                 self.announced = True
-                announce(self)
+                announce(
+                    self.config,
+                    self.identity.member,
+                    self.identity.cluster,
+                    self.data,
+                    list(self.listeners),
+                    time.monotonic() - self.began,
+                )
         self.stop()
         return self.exit_status
 
@@ -415,52 +423,6 @@ class Supervisor:
                 child.process.wait()
             self._forget(child)
             child.process = None
-
-
-def announce(node: Supervisor) -> None:
-    """What an operator sees once the node serves: who it is, where it listens, what to try."""
-    config = node.config
-    listeners = {"zmq": list(node.listeners)}
-    if config.log_json:
-        log.info(
-            "ready",
-            extra={
-                "fields": {
-                    "version": __version__,
-                    "name": config.name,
-                    "member-id": f"{node.identity.member:x}",
-                    "cluster-id": f"{node.identity.cluster:x}",
-                    "data-dir": node.data,
-                    "listen-zmq-urls": list(node.listeners),
-                    "security": "none: no TLS, no authentication",
-                    "took-seconds": round(time.monotonic() - node.began, 3),
-                }
-            },
-        )
-        return
-    endpoint = config.listen_zmq_urls[0]
-    flag = "" if endpoint == "tcp://127.0.0.1:2382" else f" --endpoints {endpoint}"
-    lines = [
-        f"kvnode {__version__}",
-        f"  member     {config.name} {node.identity.member:x}, "
-        f"cluster {node.identity.cluster:x}",
-        f"  data       {node.data}",
-    ]
-    for name, urls in listeners.items():
-        lines.append(f"  {name:10} {' '.join(urls) or 'not served'}")
-    lines += [
-        "  security   no TLS, no authentication: reachable from this machine only"
-        if all("127.0.0.1" in u or "localhost" in u or "[::1]" in u for u in config.listen_zmq_urls)
-        else "  security   NO TLS, NO AUTHENTICATION, and reachable from other machines",
-        "",
-        "Try, in another terminal:",
-        f"  kvnode{flag} put greeting hello",
-        f"  kvnode{flag} get greeting",
-        f"  kvnode{flag} status",
-        "",
-        "ready",
-    ]
-    print("\n".join(lines), flush=True)
 
 
 def run(config: Config) -> int:
