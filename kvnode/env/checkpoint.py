@@ -61,6 +61,7 @@ VERSION = 1
 HEAD = struct.Struct("<8sIIQQQQ")
 APPLIED = struct.Struct("<QQ")
 KICK_BYTES = 8 * MIB
+RELEASE_BYTES = 32 * MIB
 
 # LMDB 0.9's meta page: a page head (number, pad, flags ...) and the meta record behind it.
 PAGE_NUMBER = struct.Struct("<Q")
@@ -215,6 +216,7 @@ class Checkpointer:
         self._running: Checkpoint | None = None
         self._outcome: Exception | None = None
         self._dirty_at_begin = self._dirty_at_kick = store.dirtied_bytes
+        self._dirty_at_release = store.dirtied_bytes
         self._began = time.monotonic()
         self._dirty = False
         self._done = threading.Event()
@@ -304,7 +306,16 @@ class Checkpointer:
         self.last_seconds = time.monotonic() - self._began
         while len(self._pins) > 1:
             self._pins.pop(0).close()
+        if not self._dirty:
+            self._burst_over()
         return True
+
+    def _burst_over(self) -> None:
+        """Nothing came since the checkpoint began: what a large load has mapped is let go."""
+        dirtied = self.store.dirtied_bytes
+        if dirtied - self._dirty_at_release >= RELEASE_BYTES:
+            self._dirty_at_release = dirtied
+            self._jobs.put(False)
 
     def _give_up(self) -> None:
         """The disk had no room for the file: all is as before this checkpoint."""
@@ -346,7 +357,10 @@ class Checkpointer:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             if isinstance(job, bool):
-                self.store.start_writeback()
+                if job:
+                    self.store.start_writeback()
+                else:
+                    self.store.release()
                 continue
             try:
                 self._persist(job)

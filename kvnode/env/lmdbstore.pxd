@@ -130,6 +130,8 @@ ctypedef struct lm_env:
     int fd
     uint64_t allocated      # WRITEMAP: bytes of the file that have blocks; 0: not managed
     uint64_t dirtied
+    char *address           # of the map, NULL: not known
+    size_t address_bytes
     char error[240]
 
 

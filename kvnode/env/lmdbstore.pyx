@@ -62,6 +62,11 @@ cdef extern from "<fcntl.h>" nogil:
     enum:
         SYNC_FILE_RANGE_WRITE
 
+cdef extern from "<sys/mman.h>" nogil:
+    int madvise(void *address, size_t length, int advice) noexcept
+    enum:
+        MADV_DONTNEED
+
 cdef extern from "<sys/statvfs.h>" nogil:
     ctypedef struct statvfs_t "struct statvfs":
         unsigned long f_frsize
@@ -80,6 +85,8 @@ cdef enum:
     ROOM_BYTES = 4 << 20
     KEEP_FREE_BYTES = 64 << 20
     KEEP_LAST_BYTES = 1 << 20
+
+    RELEASE_PIECE_BYTES = 16 << 20
 
     # LMDB's "this file is not what it should be" codes
     LM_PAGE_NOTFOUND = -30797
@@ -626,6 +633,7 @@ cdef class LmdbStore(Store):
         self.check(mdb_env_get_fd(self.lm.env, &self.lm.fd), "fd")
         self.open_trees(create and not readonly)
         self.fill_table()
+        self.find_map()
         if writemap and not readonly:
             self.lm.allocated = 1
             if make_room(self.lm, <uint64_t>self.info()["last_page"] * self.lm.page_bytes) != ST_OK:
@@ -789,6 +797,42 @@ cdef class LmdbStore(Store):
         with nogil:
             sync_file_range(self.lm.fd, 0, 0, SYNC_FILE_RANGE_WRITE)
 
+    def find_map(self):
+        """Notes where the map lies, for release(); LMDB tells it only for fixed maps."""
+        cdef size_t begin
+        path = os.path.join(self.real_path, "data.mdb")
+        self.lm.address = NULL
+        if self.readonly:           # another process may grow it, and LMDB then moves it
+            return
+        with open("/proc/self/maps") as lines:
+            for line in lines:
+                words = line.rstrip("\n").split(maxsplit=5)
+                if len(words) == 6 and words[5] == path:
+                    begin, end = (int(word, 16) for word in words[0].split("-"))
+                    self.lm.address = <char *>begin
+                    self.lm.address_bytes = end - begin
+                    return
+
+    def release(self):
+        """Lets go of the map's pages: the page cache keeps them, this process no longer counts
+        them as its own, and the next reading of one costs a minor fault. Blocking: without the
+        GIL, and readers that begin for a slice of it."""
+        cdef size_t at = 0
+        cdef size_t end
+        self.need()
+        end = <size_t>(self.info()["last_page"] + 1) * self.lm.page_bytes
+        with nogil:
+            while at < end:
+                pthread_mutex_lock(&self.lm.lock)
+                if self.lm.address == NULL or at >= self.lm.address_bytes:
+                    end = 0
+                elif end - at > RELEASE_PIECE_BYTES:
+                    madvise(self.lm.address + at, RELEASE_PIECE_BYTES, MADV_DONTNEED)
+                else:
+                    madvise(self.lm.address + at, end - at, MADV_DONTNEED)
+                pthread_mutex_unlock(&self.lm.lock)
+                at += RELEASE_PIECE_BYTES
+
     def reader_check(self):
         """Frees the reader slots of dead processes; returns how many there were."""
         cdef int dead = 0
@@ -805,8 +849,10 @@ cdef class LmdbStore(Store):
         busy = self.lm.active_reads > 0 or self.lm.copies > 0 or self.lm.writing
         if not busy:
             rc = mdb_env_set_mapsize(self.lm.env, map_bytes)
+            self.lm.address = NULL
             if rc == 0:
                 self.lm.map_full = False
+                self.find_map()
         pthread_mutex_unlock(&self.lm.lock)
         if busy:
             raise StoreError(f"{self.path}: cannot grow the map while transactions are active")

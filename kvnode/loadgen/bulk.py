@@ -20,7 +20,7 @@ from kvnode.proto import kvnodepb_pb2 as pb
 ITEM = struct.Struct("<IIBBHIQ")
 ANSWER = struct.Struct("<IIBBHI")
 PUTS_PER_BATCH = 1000
-BATCHES_IN_FLIGHT = 8
+BATCHES_IN_FLIGHT = 20      # as many puts as etcd's feeder with 200 clients of 100
 
 
 class BulkResult(NamedTuple):

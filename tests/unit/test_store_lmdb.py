@@ -220,3 +220,31 @@ def test_dirt_is_counted_from_above_and_not_far(tmp_path: Path) -> None:
     assert written < store.dirtied_bytes - counted < 3 * written + 2 * MIB
     pin.close()
     store.close()
+
+
+def mapped_bytes(path: Path) -> int:
+    """Resident bytes of the map of `path` in this process."""
+    inside, found = False, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split(maxsplit=5)
+        if "-" in words[0]:
+            inside = words[-1] == str(path / "data.mdb")
+        elif inside and words[0] == "Rss:":
+            found += int(words[1]) * 1024
+    return found
+
+
+def test_released_pages_are_read_again(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path, 256 * MIB)
+    for _ in range(2):
+        fill(store, b"a", 20_000)
+        with store.begin_read() as txn:
+            before = list(txn.items(TREE_KEYS))
+            assert mapped_bytes(tmp_path) > MIB
+            store.release()
+            assert mapped_bytes(tmp_path) == 0
+            assert list(txn.items(TREE_KEYS)) == before
+        store.grow(512 * MIB)
+    store.release()
+    assert mapped_bytes(tmp_path) == 0
+    store.close()
