@@ -249,10 +249,15 @@ class Gateway:
     # --- clients --------------------------------------------------------------------------------
 
     def on_socket(self) -> None:
-        """The ROUTER's descriptor is edge-triggered: read until it is empty or there is enough."""
+        """The ROUTER's descriptor is edge-triggered: read until it is empty or there is enough.
+
+        Empty means found empty after the last answer left: a send takes the edge of what came
+        meanwhile.
+        """
         if not self.session_ready or self.stopping:
             return
         front = self.front
+        pumped = False
         while True:
             if (
                 front.open_bytes + front.gathered_bytes > OPEN_BYTES_MAX
@@ -262,10 +267,15 @@ class Gateway:
                 return
             count = front.drain(monotonic_us(), 2048)
             hit("drain")
-            if count == 0 or front.gathered_bytes > PROPOSAL_BYTES_SOFT:
-                self.pump()
             if count == 0:
-                return
+                if pumped:
+                    return
+                self.pump()
+                pumped = True
+            else:
+                pumped = False
+                if front.gathered_bytes > PROPOSAL_BYTES_SOFT:
+                    self.pump()
 
     def end_turn(self) -> None:
         """After frames of the other processes: answers leave, then the socket is asked.
@@ -298,7 +308,7 @@ class Gateway:
             # An idle gateway would keep its last snapshot's pages from being used again.
             self.reader.close()
         if front.flush():
-            self.loop.call_later(0.001, self.pump)
+            self.loop.call_later(0.001, self.end_turn)
         hit("flushed")
 
     def on_event(self, event: tuple) -> None:  # type: ignore[type-arg]
@@ -355,7 +365,7 @@ class Gateway:
         more = self.front.step_long(self.reader)
         self.words.set(READING + self.start.number, self.front.lowest_reading())
         if more:
-            self.loop.call_soon(self.pump)
+            self.loop.call_soon(self.end_turn)
 
     def _ask_barrier(self) -> bool:
         self.barrier_id += 1
