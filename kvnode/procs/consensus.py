@@ -422,10 +422,10 @@ class Consensus:
         if fresh:
             last = fresh[-1]
             if fresh[0].index == self.sent_index + 1 and self.committed == last.index:
-                border = PAIR.pack(last.index, last.term)
+                mark = PAIR.pack(last.index, last.term)
                 self.sent_index = self.border = last.index
                 hit("border")
-                self.server.send(applier, Frame.COMMITTED, border, *encode_entries(fresh))
+                self.server.send(applier, Frame.COMMITTED, mark, *encode_entries(fresh))
                 hit("bordered")
                 return
             self.on_appended(fresh)

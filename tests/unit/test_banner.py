@@ -73,7 +73,7 @@ def test_endpoint_to_paste(listen: str, endpoint: str) -> None:
 def test_what_is_open_is_said_loudly(
     listeners: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = Config(name="m1", log_json=False)
+    config = Config(name="m1", log_format="text")
     banner.announce(config, 0xA, 0xB, "/tmp/data", listeners, 0.1)
     shown = capsys.readouterr().out
     assert said in shown and "m1 a, cluster b" in shown and shown.endswith("\nready\n")
