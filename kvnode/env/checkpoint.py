@@ -324,6 +324,11 @@ class Checkpointer:
         while len(self._pins) > 1:
             self._pins.pop().close()
 
+    def let_go(self) -> None:
+        """Between bursts: the pages that reading has mapped are let go, in the thread."""
+        if self._running is None and not self._dirty:
+            self._jobs.put(False)
+
     def wait(self) -> None:
         """Blocking: until no checkpoint is running."""
         while self._running is not None:

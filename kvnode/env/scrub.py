@@ -44,7 +44,7 @@ from kvnode.env.store import (
 )
 
 SCRUB_BYTES_PER_SECOND = 8 * MIB
-SLICE_KEYS = 1000
+SLICE_KEYS = 250
 ENTRY_BYTES = 100           # what an entry of the small trees is counted as, with its page
 BURST_SECONDS = 1.0
 

@@ -34,7 +34,8 @@ log = logging.getLogger("applier")
 CATCH_UP_BYTES = MIB // 8
 COPY_BYTES_PER_SECOND = 100 * MIB
 POLL_SECONDS = 0.05
-SCRUB_BYTES_PER_SECOND_MIN = MIB
+SCRUB_BYTES_PER_SECOND_MIN = MIB // 4
+LET_GO_SECONDS = 2.0
 
 Done = Callable[[int, bytes], None]
 
@@ -182,6 +183,7 @@ class Scrub:
         self.period = period
         self.found = 0
         self.scrubber: Scrubber | None = None
+        self.let_go_at = 0.0
         if period > 0:
             self.restart()
             applier.loop.after(1.0, self.turn)
@@ -206,6 +208,10 @@ class Scrub:
                     "fields": {"finding": str(finding), "path": str(self.applier.opened.folder)}
                 },
             )
+        # The record of each key maps 16 pages around it: left alone, all of the map in a minute.
+        if self.applier.loop.now >= self.let_go_at:
+            self.let_go_at = self.applier.loop.now + LET_GO_SECONDS
+            self.applier.opened.checkpointer.let_go()
         if self.found:
             self.applier.tell_damage(self.found)
         self.applier.loop.after(max(0.005, scrubber.due_in()), self.turn)
