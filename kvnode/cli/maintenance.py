@@ -121,11 +121,26 @@ def _verify_wal(folder: Path) -> bool:
 
     disk = RealDisk()
     try:
-        report = tools.verify(disk, str(folder))
+        report = tools.verify(disk, str(folder), _checkpointed(folder))
     finally:
         disk.shutdown()
     click.echo(f"wal:   {report.text()}", err=not report.ok)
     return report.ok
+
+
+def _checkpointed(folder: Path) -> int:
+    """The index up to which the storage beside a log holds everything: the log may begin there."""
+    from kvnode.base.errors import CorruptionError
+    from kvnode.env.checkpoint import read_checkpoint
+    from kvnode.env.store import current_generation, folder_of
+
+    state = folder.parent / "state"
+    try:
+        generation = current_generation(state)
+        saved = None if generation is None else read_checkpoint(folder_of(state, generation))
+    except (CorruptionError, OSError):
+        return 0
+    return 0 if saved is None else saved.index
 
 
 @click.group()

@@ -332,6 +332,12 @@ def open_for_write(
         saved = read_checkpoint(folder)
         if saved is None:
             raise CorruptionError("the generation in use has no checkpoint", str(folder))
+        if not (folder / DATA).exists():
+            raise CorruptionError(
+                "the map is missing: restore it from a backup, or remove the data directory of "
+                "this member and let it rejoin",
+                str(folder / DATA),
+            )
         use = FileLock(
             folder / USE_LOCK,
             exclusive=mode == "node_start",
