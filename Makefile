@@ -2,7 +2,9 @@
 # make test       sets up, then runs the tests
 # make test-slow  the long ones: sanitizers, power cuts, 20,000 differential operations, kills
 # make bench      the table of speed and memory beside etcd
-.PHONY: setup run test test-slow test-clients bench lint data-rewrite clean
+# make bench-core the micro-benchmarks of kvnode/_core and of each stage of a put
+# make lint       the checks of the house, which `make test` runs too
+.PHONY: setup run test test-slow test-clients bench bench-core lint data-rewrite clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -27,6 +29,12 @@ test-clients: setup
 
 bench: setup
 	@$(PY) -m bench.table $(ARGS)
+
+# The codec by pytest-benchmark, then the scripts that print a stage's cost each.
+bench-core: setup
+	@$(PY) -m pytest bench/core_codec.py --benchmark-only --benchmark-columns=min,median,rounds \
+	  --benchmark-max-time=0.3 $(ARGS)
+	@for name in log index store apply; do $(PY) -m bench.core_$$name || exit 1; done
 
 data-rewrite: setup
 	@KVNODE_REWRITE=1 $(PY) -m pytest -q tests/raft tests/state

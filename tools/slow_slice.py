@@ -2,65 +2,72 @@
 
     python tools/slow_slice.py HASH --minutes 20
 
-The long tests are collected, shuffled by the hash, and run one after another until the time is
-up; what ran and what did not is printed. Exit status 1 if one failed. Each test is a process of
-its own with the time that is left as its limit: one that does not end in time is printed as cut,
-not as failed, because the limit is this tool's and not the test's.
+The long tests are shuffled by the hash and run one after another until the time is up. Those that
+did not get their turn, and the one that the end of the time cut, are counted as skipped and named:
+the limit is this tool's, not theirs. The exit status and the last lines are pytest's own.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-import subprocess
+import signal
 import sys
 import time
+from collections.abc import Iterator
 
-PYTEST = [sys.executable, "-m", "pytest", "-q"]
+import pytest
+
+START_SECONDS_MIN = 20.0
 
 
-def collect() -> list[str]:
-    """Node ids of the long tests."""
-    done = subprocess.run(
-        [*PYTEST, "--collect-only", "-m", "slow", "-o", "addopts="], capture_output=True, text=True
-    )
-    if done.returncode not in (0, 5):
-        sys.exit(f"collecting the long tests failed\n{done.stdout}{done.stderr}")
-    return sorted(line for line in done.stdout.splitlines() if "::" in line and " " not in line)
+class Slice:
+    """The pytest plugin: order and time."""
+
+    def __init__(self, name: str, seconds: float) -> None:
+        self.name = name
+        self.deadline = time.monotonic() + seconds
+        signal.signal(signal.SIGALRM, self._cut)
+
+    def _cut(self, *_: object) -> None:
+        pytest.skip("cut: the slice's time is up")
+
+    def pytest_configure(self, config: pytest.Config) -> None:
+        # pytest-timeout uses the same alarm; the slice's end bounds every test instead.
+        config.addinivalue_line("markers", "timeout(seconds): no effect in a slice")
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=lambda item: item.nodeid)
+        random.Random(self.name).shuffle(items)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self) -> Iterator[None]:
+        left = self.deadline - time.monotonic()
+        if left < START_SECONDS_MIN:
+            pytest.skip("not run: the slice's time is up")
+        signal.setitimer(signal.ITIMER_REAL, left)
+        return (yield)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_teardown(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def main() -> int:
-    """Runs the slice; returns the exit status."""
+    """Runs the slice; returns pytest's exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("hash")
     parser.add_argument("--minutes", type=float, default=20.0)
     options = parser.parse_args()
-    tests = collect()
-    random.Random(options.hash).shuffle(tests)
-    print(f"slice of {len(tests)} long tests by {options.hash}, {options.minutes:g} minutes")
-    deadline = time.monotonic() + options.minutes * 60
-    passed = failed = cut = 0
-    for number, test in enumerate(tests):
-        left = deadline - time.monotonic()
-        if left < 20:
-            print(f"time is up: {len(tests) - number} not run")
-            break
-        began = time.monotonic()
-        try:
-            done = subprocess.run([*PYTEST, test], timeout=left, capture_output=True, text=True)
-        except subprocess.TimeoutExpired:
-            cut += 1
-            print(f"cut     {test} after {left:.0f} s: the slice's time is up")
-            continue
-        took = time.monotonic() - began
-        if done.returncode == 0:
-            passed += 1
-            print(f"passed  {test} in {took:.0f} s", flush=True)
-        else:
-            failed += 1
-            print(f"FAILED  {test} in {took:.0f} s\n{done.stdout[-6000:]}{done.stderr[-2000:]}")
-    print(f"slice: {passed} passed, {failed} failed, {cut} cut")
-    return 1 if failed else 0
+    print(f"slice of the long tests by {options.hash}, {options.minutes:g} minutes", flush=True)
+    return int(
+        pytest.main(
+            ["-vv", "-m", "slow", "-p", "no:timeout", "-W", "ignore:Unknown config option", "-rs",
+             "--durations=10"],
+            plugins=[Slice(options.hash, options.minutes * 60)],
+        )
+    )
 
 
 if __name__ == "__main__":
