@@ -93,7 +93,8 @@ class Applier:
         self.checkpoint_fd()
         self.scrub = Scrub(self, start.config.scrub_period)
         self._publish()
-        loop.every(start.config.checkpoint_interval, lambda: None)
+        # Also for freeing that waited for a long read to end.
+        loop.every(start.config.checkpoint_interval, loop.want_idle)
         loop.at_end(self.turn)
         loop.on_idle(self.idle)
 
@@ -195,8 +196,11 @@ class Applier:
         assert last[0] < self.border or last[1] == self.border_term, "the border has another term"
         hit("apply")
         entries = batch[0][2] if count == 1 else b"".join([entry[2] for entry in batch])
+        compacted = self.machine.compact_revision
         results = self.write(lambda machine: machine.apply(entries))
         hit("committed")
+        if self.machine.compact_revision != compacted:
+            self.loop.want_idle()
         self._publish()
         answered = set()
         for incarnation, answers in results:
@@ -321,7 +325,7 @@ class Applier:
     # --- between batches ------------------------------------------------------------------------
 
     def idle(self) -> bool:
-        """Work for a turn without messages; True while there is more."""
+        """Frees a slice of what compaction left, in a turn without messages; True: there is more."""
         lowest = 0
         for number in range(self.start.config.gateways):
             reading = self.words.get(READING + number)
@@ -329,6 +333,7 @@ class Applier:
                 lowest = reading
         checkpointer = self.opened.checkpointer
         if checkpointer.must_wait():
+            self.loop.after(0.002, self.loop.want_idle)
             return False
         before = self.opened.store.dirtied_bytes
         more = self.write(lambda machine: machine.free_some(FREE_RECORDS, lowest or None))

@@ -43,6 +43,7 @@ class Loop:
         self._timer_count = 0
         self._at_end: list[Callback] = []
         self._idle: list[Callable[[], bool]] = []
+        self._idle_wanted = False
         self._stopped = False
         self.now = time.monotonic()
 
@@ -67,8 +68,14 @@ class Loop:
         self._at_end.append(callback)
 
     def on_idle(self, work: Callable[[], bool]) -> None:
-        """Calls `work` when nothing is ready; it returns whether it has more to do."""
+        """Calls `work` when nothing is ready and `want_idle` was called since it had nothing to
+        do; it returns whether it has more."""
         self._idle.append(work)
+        self._idle_wanted = True
+
+    def want_idle(self) -> None:
+        """There is something for idle turns again."""
+        self._idle_wanted = True
 
     def after(self, seconds: float, callback: Callback) -> None:
         """Calls back once, `seconds` from now."""
@@ -116,9 +123,8 @@ class Loop:
 
     def run(self) -> None:
         """Turns until `stop`."""
-        busy = False
         while not self._stopped:
-            ready = self._poll.poll(self._timeout(busy))
+            ready = self._poll.poll(self._timeout(self._idle_wanted))
             self.now = time.monotonic()
             called = set()
             for fd, _ in ready:
@@ -135,9 +141,8 @@ class Loop:
                 heapq.heappop(self._timers)[2]()
             for callback in self._at_end:
                 callback()
-            busy = False
-            if not ready:
+            if self._idle_wanted and not ready:
+                self._idle_wanted = False
                 for work in self._idle:
-                    busy = work() or busy
-            elif self._idle:
-                busy = True
+                    if work():
+                        self._idle_wanted = True
