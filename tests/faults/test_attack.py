@@ -23,6 +23,7 @@ from tests.support.process import memory
 
 MIB = 1 << 20
 P99_SECONDS_MAX = 0.5
+ROUNDS = 150
 
 
 class Bystander(threading.Thread):
@@ -70,7 +71,7 @@ class Target:
 
     def check(self, what: str, growth_max: int = 40 * MIB) -> None:
         until = time.monotonic() + 10
-        while len(self.bystander.times) < 20 and time.monotonic() < until:
+        while len(self.bystander.times) < ROUNDS and time.monotonic() < until:
             time.sleep(0.01)
         self.bystander.ending.set()
         self.bystander.join(15)

@@ -70,12 +70,17 @@ def kill_node(node: Node) -> int:
     """SIGKILL to the supervisor alone; how many of its processes outlived it by a second."""
     below = descendants(node.pid)
     os.kill(node.pid, signal.SIGKILL)
-    until = time.monotonic() + 1.0
-    while time.monotonic() < until and any(alive(pid) for pid in below):
-        time.sleep(0.01)
-    orphans = sum(alive(pid) for pid in below)
+    orphans = count_orphans(below)
     node.kill()
     return orphans
+
+
+def count_orphans(pids: list[int]) -> int:
+    """How many of the processes still run a second from now."""
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until and any(alive(pid) for pid in pids):
+        time.sleep(0.01)
+    return sum(alive(pid) for pid in pids)
 
 
 def figures(name: str, times: list[float]) -> str:
@@ -187,6 +192,39 @@ def test_some_named_points(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.timeout(120)
+def test_points_of_the_supervisor(tmp_path: Path) -> None:
+    """It dies while it starts the children, or when it should start one again."""
+    orphans = 0
+    for number, point in enumerate(NODE_POINTS):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        name = f"{point}:1"
+        node = Node(folder / "data", *FLAGS, env={VARIABLE: name, FOLDER_VARIABLE: str(folder)})
+        if point == "supervisor:started":
+            with pytest.raises(RuntimeError):
+                node.start()
+        node.start()
+        writers = Writers(node.endpoint, seed=number, count=2)
+        writers.start()
+        writers.wait_answered(20)
+        if point != "supervisor:started":
+            below = descendants(node.pid)
+            node.kill_process("applier")
+            wait_for(name, folder / name)
+            orphans += count_orphans(below)
+            node.kill()
+            node.start()
+        writers.wait_answered(20)
+        writers.finish()
+        verdict = writers.check()
+        node.stop()
+        node.fsck()
+        assert verdict.sound and verdict.unknown == 0, "\n".join(verdict.notes)
+    print(f"\nsupervisor killed at {len(NODE_POINTS)} points: orphans {orphans}, nothing lost")
+    assert orphans == 0
+
+
 @pytest.mark.timeout(60)
 def test_check_fails_without_the_window(tmp_path: Path) -> None:
     """The same workload with exactly-once switched off: the check must say so."""
@@ -209,10 +247,15 @@ def test_check_fails_without_the_window(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_two_hundred_kills(tmp_path: Path) -> None:
+def test_hundred_and_forty_kills(tmp_path: Path) -> None:
     verdict = kill_at_random(tmp_path, 140, seed=200)
     assert verdict.sound, "\n".join(verdict.notes)
     assert verdict.unknown == 0 and verdict.refused == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_sixty_named_points(tmp_path: Path) -> None:
     rng = random.Random(200)
     points = [
         (point, rng.randint(1, 3) if "checkpoint" in point else rng.choice((1, 7, 40)))
