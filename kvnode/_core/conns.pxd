@@ -1,5 +1,5 @@
 # distutils: language = c++
-"""Connections of a gateway's native listener: who is there and what they are owed. See conns.pyx."""
+"""Connections of a gateway's native listener: who is there, what they are owed. See conns.pyx."""
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libcpp.unordered_map cimport unordered_map
