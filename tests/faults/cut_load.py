@@ -122,11 +122,12 @@ def first_revision(write: Write) -> int:
     return answer.header.revision
 
 
-class Writer(threading.Thread):
+class Writer:
     """One client; `begin` starts it, `halt` ends its thread, its open requests stay in `open`."""
 
     def __init__(self, number: int, writers: int, keys: int, seed: int, endpoint: str) -> None:
         self.number = number
+        self.thread: threading.Thread | None = None
         self.rng = random.Random(f"{seed}-{number}")
         self.span = range(keys * number // writers, keys * (number + 1) // writers)
         self.endpoint = endpoint
@@ -139,11 +140,12 @@ class Writer(threading.Thread):
 
     def begin(self) -> None:
         assert not self.open
-        threading.Thread.__init__(self, name=f"cut-writer-{self.number}", daemon=True)
+        name = f"cut-writer-{self.number}"
         self.ending.clear()
         if self.client is None:
-            self.client = Client(self.endpoint, timeout=60, name=self.name)
-        self.start()
+            self.client = Client(self.endpoint, timeout=60, name=name)
+        self.thread = threading.Thread(target=self.run, name=name, daemon=True)
+        self.thread.start()
 
     def run(self) -> None:
         try:
@@ -154,9 +156,20 @@ class Writer(threading.Thread):
 
     def halt(self) -> None:
         self.ending.set()
-        self.join()
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
         if self.error is not None:
             raise self.error
+
+    def finish(self) -> None:
+        """Ends the thread with everything answered."""
+        self.halt()
+        assert self.client is not None
+        self.client.drain(30)
+        self.take_answers()
+        if self.open:
+            raise Wrong(f"without a cut: {self.open[0].pending}")
 
     def drop(self) -> None:
         """Leaves this client and its session; what was open stays unanswered for ever."""

@@ -157,14 +157,17 @@ class Bench:
         """Writers, a long reader and early write-back begin."""
         seed = self.rng.randrange(1 << 30)
         self.background = [Reader(self.node.endpoint, self.keys), Provoker(self.state, seed)]
-        for thread in (*self.writers, *self.background):
-            thread.begin() if isinstance(thread, Writer) else thread.start()
+        for writer in self.writers:
+            writer.begin()
+        for thread in self.background:
+            thread.start()
 
-    def unload(self) -> None:
+    def unload(self, answered: bool = False) -> None:
+        """All threads end; `answered`: when nothing is open any more."""
         for thread in self.background:
             thread.ending.set()
         for writer in self.writers:
-            writer.halt()
+            writer.finish() if answered else writer.halt()
         for thread in self.background:
             thread.join()
             self.served += getattr(thread, "served", 0)
@@ -200,7 +203,7 @@ class Bench:
         self.load()
         self.wait_answers(rng.choice((1, 20, 100)))
         if kind == "clean":
-            self.unload()
+            self.unload(answered=True)
             self.node.stop()
             self.start(LATE)
             self.load()
@@ -220,7 +223,7 @@ class Bench:
             client.flush()
             self.wait_answers(rng.choice((1, 60, 200)))
             client.close()
-        time.sleep(rng.random() * 0.1)
+        time.sleep(rng.random() * 0.2)
         sample = self.sample() if thorough else None
         self.cut(kind)
         if sample is not None:
@@ -313,17 +316,11 @@ class Bench:
         )
 
     def close(self) -> None:
-        for thread in self.background:
-            thread.ending.set()
-        for writer in self.writers:
-            writer.ending.set()
         self.node.kill()
+        with contextlib.suppress(Exception):
+            self.unload()
         for writer in self.writers:
-            if writer.client is not None and writer.ident is not None:
-                writer.join()
-                writer.client.close()
-        for thread in self.background:
-            thread.join()
+            writer.drop()
 
 
 @pytest.fixture
