@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from kvnode._core.logwriter import LogWriter
 from kvnode.base.limits import MIB
 
+FILL_SYNC_BYTES = 4 * MIB
+
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
@@ -85,6 +87,9 @@ class RealDisk:
             part = zeros[: min(MIB, size - offset)]
             self.pwrite(handle, offset, part)
             offset += len(part)
+            if offset % FILL_SYNC_BYTES == 0:
+                # A sync of it all at the end would hold up the log's for as long as 64 MiB take.
+                os.fdatasync(handle)
         os.fsync(handle)
 
     def rename(self, src: str, dst: str) -> None:
