@@ -143,7 +143,6 @@ class Applier:
                 return
             if message.kind == Frame.ENTRIES:
                 self.hold(split_entries(message.payload))
-                hit("entries")
             elif message.kind == Frame.COMMITTED:
                 self.hold(split_entries(message.payload, PAIR.size))
                 self.border, self.border_term = PAIR.unpack_from(message.payload)
@@ -166,6 +165,7 @@ class Applier:
         else:
             assert first == expected, f"entry {first} leaves a gap behind {expected - 1}"
         held.extend(entries)
+        hit("entries")
 
     # --- applying -------------------------------------------------------------------------------
 

@@ -97,7 +97,12 @@ def inject(tmp_path: Path, role: str, call: str, error: str) -> tuple[Node, Lone
 
 
 @pytest.mark.parametrize(
-    ("call", "error"), [("fdatasync", "EIO"), ("pwritev", "EIO"), ("pwritev", "ENOSPC")]
+    ("call", "error"),
+    [
+        ("fdatasync", "EIO"),
+        pytest.param("pwritev", "EIO", marks=pytest.mark.slow),
+        pytest.param("pwritev", "ENOSPC", marks=pytest.mark.slow),
+    ],
 )
 def test_log_errors_are_fatal(tmp_path: Path, call: str, error: str) -> None:
     if reason := why_not("strace"):

@@ -187,11 +187,12 @@ def test_ten_kills_at_random_moments(tmp_path: Path) -> None:
 def test_some_named_points(tmp_path: Path) -> None:
     kill_at_points(
         tmp_path,
-        [("applier:committed", 20), ("consensus:persisted", 15), ("gateway:results", 25)],
+        [("applier:committed", 20), ("consensus:persisted", 15)],
         seed=10,
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_points_of_the_supervisor(tmp_path: Path) -> None:
     """It dies while it starts the children, or when it should start one again."""
