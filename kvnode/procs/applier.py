@@ -325,7 +325,7 @@ class Applier:
     # --- between batches ------------------------------------------------------------------------
 
     def idle(self) -> bool:
-        """Frees a slice of what compaction left, in a turn without messages; True: there is more."""
+        """Frees a slice of what compaction left, in a turn without messages; True: more is left."""
         lowest = 0
         for number in range(self.start.config.gateways):
             reading = self.words.get(READING + number)
