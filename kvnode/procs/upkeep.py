@@ -90,6 +90,7 @@ class Defragmenter:
             return
         self.applier.loop.remove(descriptor)
         assert builder.store is not None
+        hit("defrag-copied")
         self.machine = self.applier.machine_over(builder.store)
         self.ask()
 
@@ -122,6 +123,7 @@ class Defragmenter:
             assert builder.checkpointer is not None
             builder.checkpointer.poll()
             builder.checkpointer.committed()
+            hit("defrag-caught")
         self.ask()
 
     def on_new_consensus(self) -> None:

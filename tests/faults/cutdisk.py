@@ -12,10 +12,12 @@ import os
 import shutil
 import struct
 import subprocess
+import time
 from pathlib import Path
 
 EXT4_IOC_SHUTDOWN = 0x8004587D
 NO_LOG_FLUSH = 2
+BUSY_SECONDS = 20.0
 
 
 def run(*words: str) -> None:
@@ -68,9 +70,16 @@ class CutDisk:
             os.close(fd)
 
     def unmount(self) -> None:
-        if self.mounted:
-            run("umount", str(self.path))
-            self.mounted = False
+        """Blocking: the threads of a process that was killed let go of its map after its end."""
+        until = time.monotonic() + BUSY_SECONDS
+        while self.mounted:
+            try:
+                run("umount", str(self.path))
+                self.mounted = False
+            except OSError as error:
+                if "busy" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
 
     def close(self) -> None:
         """Unmounts whatever happened before, lazily if it must be."""

@@ -24,20 +24,18 @@ from pathlib import Path
 
 import pytest
 
-from kvnode._core.logrec import read_entries
 from kvnode._core.machine import Machine
 from kvnode._core.storetxn import TREE_META
 from kvnode.base.codes import Kind
 from kvnode.base.failpoint import FOLDER_VARIABLE, VARIABLE
 from kvnode.client import Client
-from kvnode.env.disk import RealDisk
 from kvnode.env.store import current_generation, folder_of, open_for_read, open_for_write
 from kvnode.state.machine import pack_entries
-from kvnode.wal.recover import close_segments, scan_log
 from tests.faults.cut_load import Checker, Reader, Writer, Wrong, preload
 from tests.faults.cutdisk import CutDisk, available
 from tests.support.node import Node
 from tests.support.process import descendants
+from tests.support.wal_entries import wal_entries
 
 WRITERS = 3
 SOON, LATE = "60ms", "60s"
@@ -257,32 +255,22 @@ class Bench:
     def replay(self, index: int, digest: int) -> None:
         """Rolls the map back as a start does, applies the log up to `index`: the same hash?"""
         opened = open_for_write(self.state)
-        disk = RealDisk()
         try:
             identity = json.loads((self.data / "member" / "identity.json").read_text())
             ids = int(identity["member"], 16), int(identity["cluster"], 16)
             machine = Machine(opened.store, *ids)
-            if machine.applied_index > index:
+            at = machine.applied_index
+            if at > index:
                 return
-            scan = scan_log(disk, str(self.data / "member" / "wal"), machine.applied_index)
-            if scan.table.last < index:
-                raise Wrong(f"lost: applied {index} before the cut, the log ends {scan.table.last}")
-            while machine.applied_index < index:
-                low = machine.applied_index + 1
-                number, offset, size, end = scan.table.span(low, index + 1, 8 << 20)
-                segment = scan.segments[number - scan.segments[0].number]
-                data = disk.read(segment.handle, offset, size)
-                entries = read_entries(
-                    data, offset, segment.seed, scan.table, low, end, segment.path
-                )
+            for entries in wal_entries(self.data / "member" / "wal", at + 1, index, at):
                 machine.apply(pack_entries(entries), False)
-            close_segments(disk, scan.segments)
             if machine.state_hash != digest:
                 raise Wrong(f"another state hash at index {index}")
             self.hashes += 1
+        except IndexError as error:
+            raise Wrong(f"lost: applied {index} before the cut: {error}") from None
         finally:
             opened.close()
-            disk.shutdown()
 
     # --- all of it ------------------------------------------------------------------------------
 
