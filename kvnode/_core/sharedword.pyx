@@ -31,10 +31,17 @@ COMMIT, APPLIED, LIFE, TERM, GENERATION, DAMAGE, READING = (
 
 
 cdef class SharedWords:
-    """The words in the file at `path`; `create` makes it anew, all zero, mode 0600."""
+    """The words in the file at `path`; `create` makes it anew, all zero, mode 0600.
+
+    `fd:N` is descriptor N, a memfd: a store into a file's page may wait for its disk.
+    """
 
     def __init__(self, str path, bint create=False):
-        if create:
+        if path.startswith("fd:"):
+            fd = os.dup(int(path[3:]))
+            if create:
+                os.ftruncate(fd, WORD_COUNT * 8)
+        elif create:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
             os.ftruncate(fd, WORD_COUNT * 8)
         else:

@@ -78,6 +78,7 @@ BACKLOG_BYTES = 32 * MIB
 FETCH_BYTES = MIB // 8
 HERE_BYTES = 16 * 1024
 SPARES_SECONDS = 1.0
+SLOW_DISK_US = 1_000_000
 LITTLE_BYTES = 512
 LITTLE_KINDS = frozenset(
     {Kind.DELETE_RANGE, Kind.COMPACT, Kind.SESSION_OPEN, Kind.SESSION_CLOSE, Kind.ALARM}
@@ -139,7 +140,7 @@ class Consensus:
         self.border = 0
         self.committed = 0
         self.room = Room(start.layout.wal)
-        self.full = False
+        self.full = self.slow = False
         self.space = SpaceWatch(start.config.quota_backend_bytes, start.member)
         loop.at_end(self.turn)
 
@@ -262,8 +263,17 @@ class Consensus:
         self.server.send(peer, Frame.FETCHED, *encode_entries(entries))
 
     def on_tick(self) -> None:
-        assert self.node is not None
+        assert self.node is not None and self.wal is not None
         self.node.tick()
+        slow = self.wal.in_flight_age_us() > SLOW_DISK_US
+        if slow and not self.slow:
+            log.error(
+                f"the disk under {self.start.layout.wal} has not finished a write for "
+                f"{SLOW_DISK_US // 1_000_000} s: nothing is acknowledged until it does"
+            )
+        elif self.slow and not slow:
+            log.info("the disk answers again")
+        self.slow = slow
 
     def retry_spares(self) -> None:
         """The log prepares segments ahead again after a full disk."""

@@ -60,6 +60,7 @@ RECONNECT_SECONDS = 0.003
 SWEEP_SECONDS = 1.0
 HOARD_SECONDS = 0.05
 FULL_SECONDS = 0.2
+STUCK_SECONDS = 1.0
 HELLO_US = 5_000_000
 SILENT_US = 60_000_000
 DRAIN_SECONDS = 1.5
@@ -152,6 +153,8 @@ class Gateway:
         self.generation = 0
         self.read_need: int | None = None
         self.greeted = False
+        self.progress = 0.0
+        self.stuck = False
         self.barrier_id = 0
         self.barrier_open = False
         self.calls: dict[int, Callable[[int, bytes], None]] = {}
@@ -294,6 +297,8 @@ class Gateway:
         made = front.take_proposal()
         if made is not None:
             number, batch = made
+            if not self.open:
+                self.progress = self.loop.time()
             self.open[number] = batch
             if not hit("proposal"):
                 self.consensus.send(Frame.PROPOSE, batch)
@@ -448,6 +453,7 @@ class Gateway:
     def on_applier(self, message: Message) -> None:
         """A frame of the applier."""
         if message.kind == Frame.RESULTS:
+            self.progress = self.loop.time()
             self.front.on_results(message.payload)
             self.forget_finished()
             hit("results")
@@ -468,6 +474,15 @@ class Gateway:
     def sweep(self) -> None:
         """Ends connections that never greeted or fell silent."""
         self.front.expire(monotonic_us(), HELLO_US, SILENT_US)
+        stuck = bool(self.open) and self.loop.time() - self.progress > STUCK_SECONDS
+        if stuck and not self.stuck:
+            log.error(
+                f"nothing was acknowledged for {STUCK_SECONDS:g} s though writes are waiting: the "
+                f"disk under {self.start.layout.member} may not answer"
+            )
+        elif self.stuck and not stuck:
+            log.info("writes are acknowledged again")
+        self.stuck = stuck
         self.loop.call_later(SWEEP_SECONDS, self.sweep)
 
     def on_monitor(self) -> None:

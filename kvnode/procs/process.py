@@ -36,6 +36,7 @@ class Layout:
 
     data: str
     run: str
+    words_fd: int = -1
 
     @property
     def member(self) -> str:
@@ -64,6 +65,9 @@ class Layout:
 
     @property
     def words(self) -> str:
+        """The shared words: memory of the supervisor's that its children inherit."""
+        if self.words_fd >= 0:
+            return f"fd:{self.words_fd}"
         return os.path.join(self.run, "words")
 
     @property
@@ -94,7 +98,7 @@ class Start:
         raw = json.loads(text)
         return cls(
             config=config_from_json(raw["config"]),
-            layout=Layout(raw["data"], raw["run"]),
+            layout=Layout(raw["data"], raw["run"], raw["words_fd"]),
             member=int(raw["member"]),
             cluster=int(raw["cluster"]),
             restart=raw["restart"],

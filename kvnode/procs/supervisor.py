@@ -235,7 +235,8 @@ class Supervisor:
         self.data = os.path.abspath(config.data_dir)
         self.lock_fd = open_data_dir(self.data)
         self.run_folder = self._make_run_folder()
-        self.layout = Layout(self.data, self.run_folder)
+        words = os.memfd_create("kvnode-words", os.MFD_CLOEXEC)
+        self.layout = Layout(self.data, self.run_folder, words)
         for folder in (self.layout.member, self.layout.wal, self.layout.state):
             private_folder(folder)
         # A mark that a power cut left would make an applier that dies before its opening look like
@@ -276,6 +277,7 @@ class Supervisor:
             "config": config_to_json(self.config),
             "data": self.layout.data,
             "run": self.layout.run,
+            "words_fd": self.layout.words_fd,
             "member": self.identity.member,
             "cluster": self.identity.cluster,
             "restart": restart,
@@ -283,7 +285,7 @@ class Supervisor:
             "status_fd": write_fd,
             "listeners": {},
         }
-        pass_fds = [write_fd]
+        pass_fds = [write_fd, self.layout.words_fd]
         if child.role == "gateway":
             argument["listeners"] = {u: sock.fileno() for u, sock in self.listeners.items()}
             pass_fds += argument["listeners"].values()

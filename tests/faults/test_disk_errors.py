@@ -240,20 +240,24 @@ def test_frozen_disk(tmp_path: Path) -> None:
         subprocess.run(["fsfreeze", "-f", str(disk.path)], check=True)
         try:
             frozen = time.time()
-            time.sleep(1.5)
+            time.sleep(2.5)
+            said = "\n".join(node.tail)
             acknowledged = writer.acknowledged_after(frozen)
         finally:
             subprocess.run(["fsfreeze", "-u", str(disk.path)], check=True)
         thawed = time.time()
         wait_until("writes again", lambda: writer.answered[-1] > thawed + 0.1)
+        wait_until("the all-clear", lambda: "acknowledged again" in "\n".join(node.tail))
         writer.ending.set()
         writer.join(10)
         took = min(t for t in writer.answered if t > thawed) - thawed
         print(
-            f"\nfrozen for 1.5 s: acknowledged meanwhile {acknowledged}, "
+            f"\nfrozen for 2.5 s: acknowledged meanwhile {acknowledged}, "
             f"first put after the thaw in {took * 1000:.0f} ms"
         )
         assert acknowledged == 0 and not writer.error
+        assert "nothing was acknowledged for 1 s" in said and "may not answer" in said, said
+        assert "acknowledged again" in "\n".join(node.tail)
         node.stop()
         node.fsck()
     finally:
