@@ -262,7 +262,7 @@ class Bench:
             at = machine.applied_index
             if at > index:
                 return
-            for entries in wal_entries(self.data / "member" / "wal", at + 1, index, at):
+            for entries in wal_entries(self.data / "member" / "wal", at + 1, index):
                 machine.apply(pack_entries(entries), False)
             if machine.state_hash != digest:
                 raise Wrong(f"another state hash at index {index}")

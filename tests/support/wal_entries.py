@@ -7,24 +7,26 @@ from pathlib import Path
 
 from kvnode._core.logrec import read_entries
 from kvnode.env.disk import RealDisk
-from kvnode.wal.recover import close_segments, scan_log
+from kvnode.wal.recover import close_segments, list_segments, scan_log
 
 CHUNK_BYTES = 8 << 20
 FIRST_KIND_AT = 88  # behind the heads of the batch and of its first group
 
 
 def wal_entries(
-    folder: Path, first: int = 0, last: int | None = None, durable: int = 0
+    folder: Path, first: int = 0, last: int | None = None
 ) -> Iterator[list[tuple[int, int, int, bytes]]]:
     """Lists of (index, term, type, data) from `first` (0: the oldest) to `last` (None: the newest).
 
-    IndexError when the log ends before `last`. `durable`: see wal/recover.
+    IndexError when the log begins behind `first` or ends before `last`.
     """
     disk = RealDisk()
-    scan = scan_log(disk, str(folder), durable)
+    scan = scan_log(disk, str(folder), list_segments(disk, str(folder))[0].first - 1)
     try:
         at = max(first, scan.table.first)
         last = scan.table.last if last is None else last
+        if first and first < at:
+            raise IndexError(f"the log begins at {at}, behind {first}")
         if last > scan.table.last:
             raise IndexError(f"the log ends at {scan.table.last}, before {last}")
         while at <= last:
