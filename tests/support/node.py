@@ -57,7 +57,10 @@ class Node(Server):
         """Role (gateway0, consensus, applier, as the process titles say) to process id."""
         named = {}
         for pid in descendants(self.pid):
-            title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            try:
+                title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue  # it ended meanwhile
             words = title.split()
             if len(words) > 1 and words[0] == "kvnode:" and words[1].startswith(ROLES):
                 named[words[1]] = pid
