@@ -376,7 +376,8 @@ class Supervisor:
             self.start(child, restart=False)
             failpoint.hit("started")
         while not self.stopping:
-            for fd, _ in self.poll.poll():
+            # One event a turn: after a death the numbers of its descriptors are the next child's.
+            for fd, _ in self.poll.poll(maxevents=1):
                 if fd == wake_read:
                     os.read(wake_read, 64)
                     self.stopping = True
@@ -384,8 +385,10 @@ class Supervisor:
                 for child in self.children:
                     if fd == child.status_fd:
                         self.on_status(child)
-                    elif fd == child.pidfd:
+                        break
+                    if fd == child.pidfd:
                         self.on_death(child)
+                        break
             if not self.announced and all(c.ready for c in self.children):
                 self.announced = True
                 announce(
