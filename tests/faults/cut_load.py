@@ -276,10 +276,8 @@ class Writer:
         for write in list(self.open):
             outcome = write.pending.outcome
             found = there.get(id(write))
-            if found is not None and outcome is Outcome.EXECUTED:
-                raise Wrong(f"doubled: {write.pending} was there with revision {found}")
-            if found and outcome in DEFINITE and first_revision(write) != found:
-                raise Wrong(f"{write.pending}: answered another revision than {found}")
+            if found and outcome in DEFINITE and (first := first_revision(write)) != found:
+                raise Wrong(f"doubled: {write.pending} with revision {first}, was there {found}")
         self.take_answers()
         self.model.unknown += len(self.open)
         self.resolve(there)
