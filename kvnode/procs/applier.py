@@ -181,7 +181,7 @@ class Applier:
             hit("checkpoint")
         if self.border <= self.machine.applied_index or not self.held:
             return
-        if self.opened.checkpointer.must_wait():
+        if self.opened.checkpointer.must_wait() or self.defragmenter.holds():
             self.loop.after(0.002, lambda: None)
             return
         count = size = 0

@@ -5,7 +5,8 @@ log, and switches at a batch border; `Scrub` re-reads everything within the conf
 Caller: procs/applier, in its one thread.
 
 Invariants:
-  1. Writers never wait for more than one catch-up chunk (CATCH_UP_BYTES).
+  1. Writers wait for one catch-up chunk at a time (CATCH_UP_BYTES, or one entry that is larger);
+     for HOLD_CHUNKS when catching up has taken PATIENCE_SECONDS.
   2. The log is kept from the new generation's applied index while it is being built.
   3. An abandoned or interrupted build leaves the generation in use as it was.
 """
@@ -33,6 +34,9 @@ log = logging.getLogger("applier")
 
 CATCH_UP_BYTES = MIB // 8
 COPY_BYTES_PER_SECOND = 100 * MIB
+PATIENCE_SECONDS = 3.0      # of catching up, before writers are slowed for it
+HOLD_SECONDS = 2.0
+HOLD_CHUNKS = 6
 POLL_SECONDS = 0.05
 SCRUB_BYTES_PER_SECOND_MIN = MIB // 4
 LET_GO_SECONDS = 2.0
@@ -50,11 +54,29 @@ class Defragmenter:
         self.machine: Machine | None = None
         self.retired: Retired | None = None
         self.asked = 0
+        self.since = 0.0            # when catching up began
+        self.fed_at = 0.0           # when entries came last, and how often since holds() was False
+        self.fed = 0
 
     @property
     def keep_from(self) -> int | None:
         """The log must be kept from here, while a generation is being built."""
         return None if self.builder is None else self.builder.keep_from
+
+    def holds(self) -> bool:
+        """Whether writers wait for the next chunk: under a load that fills the machine the new
+        generation would never catch up. It takes HOLD_CHUNKS to one batch of theirs, of several
+        entries, and only while the log answers."""
+        now = self.applier.loop.now
+        if (
+            self.machine is None
+            or self.fed >= HOLD_CHUNKS
+            or now - self.since < PATIENCE_SECONDS
+            or now - self.fed_at > HOLD_SECONDS
+        ):
+            self.fed = 0
+            return False
+        return True
 
     def begin(self, done: Done) -> None:
         """Starts a compacting copy; `done(code, text)` is called when it is in use, or failed."""
@@ -92,6 +114,7 @@ class Defragmenter:
         assert builder.store is not None
         hit("defrag-copied")
         self.machine = self.applier.machine_over(builder.store)
+        self.since = self.applier.loop.now
         self.ask()
 
     def ask(self) -> None:
@@ -112,6 +135,8 @@ class Defragmenter:
         entries = split_entries(payload)
         if entries[0][0] != machine.applied_index + 1:
             return
+        self.fed += 1
+        self.fed_at = self.applier.loop.now
         last = self.applier.machine.applied_index
         fitting = [entry[2] for entry in entries if entry[0] <= last]
         if fitting:
