@@ -130,7 +130,10 @@ class Defragmenter:
     def on_fetched(self, payload: bytes) -> None:
         """Entries of the log for the new generation."""
         machine, builder = self.machine, self.builder
-        if machine is None or builder is None or not payload:
+        if machine is None or builder is None:
+            return
+        if not payload:
+            self.abandon(b"the log no longer reaches back to the copy: try again")
             return
         entries = split_entries(payload)
         if entries[0][0] != machine.applied_index + 1:
