@@ -21,9 +21,10 @@ from kvnode.base.errors import ConfigError
 
 CONFIG_FILE = "config-file"
 PREFIXES = ("KVNODE_", "ETCD_")
-_OTHER_VARIABLES = frozenset(
-    {"KVNODE_ENDPOINTS", "KVNODE_TOKEN", "KVNODE_EXT", "KVNODE_SANITIZE", "KVNODE_COVERAGE",
-     "KVNODE_FAILPOINTS", "ETCD_UNSUPPORTED_ARCH"}
+# Variables (or beginnings of them) that are read elsewhere.
+_OTHER_VARIABLES = (
+    "KVNODE_ENDPOINTS", "KVNODE_TOKEN", "KVNODE_EXT", "KVNODE_SANITIZE", "KVNODE_COVERAGE",
+    "KVNODE_FAILPOINT", "KVNODE_TEST_", "KVNODE_SEED", "KVNODE_PEERS", "ETCD_UNSUPPORTED_ARCH",
 )  # fmt: skip
 _TLS_SECTIONS = ("client-transport-security", "peer-transport-security")
 
@@ -168,7 +169,7 @@ def read_variables(environ: Mapping[str, str], warnings: list[str]) -> dict[str,
     found: dict[str, dict[str, str]] = {prefix: {} for prefix in PREFIXES}
     for variable in sorted(environ):
         for prefix in PREFIXES:
-            if not variable.startswith(prefix) or variable in _OTHER_VARIABLES:
+            if not variable.startswith(prefix) or variable.startswith(_OTHER_VARIABLES):
                 continue
             name = variable[len(prefix) :].lower().replace("_", "-")
             if name in OPTIONS or name == CONFIG_FILE or _is_foreign(name):

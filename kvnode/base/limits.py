@@ -26,3 +26,4 @@ SLICE_RANGE_BYTES = 256 * KIB
 SLICE_FREE_SECONDS = 0.002
 GATHER_BYTES = MIB                          # consensus: proposals above do not wait for a sync
 QUOTA_CLEAR_PART = 0.9                      # NOSPACE ends below this part of the quota
+READING_SECONDS_MAX = 30.0                  # freeing waits so long for one read at an old revision

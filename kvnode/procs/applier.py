@@ -30,7 +30,7 @@ from kvnode._core.machine import Machine
 from kvnode._core.sharedword import APPLIED, DAMAGE, GENERATION, LIFE, READING, SharedWords
 from kvnode.base.errors import CorruptionError, DiskError
 from kvnode.base.failpoint import hit
-from kvnode.base.limits import MIB
+from kvnode.base.limits import MIB, READING_SECONDS_MAX
 from kvnode.env.clock import monotonic_us, random_u64
 from kvnode.env.link import GONE, KINDS, Endpoint, Peer
 from kvnode.env.lmdbstore import LmdbStore
@@ -87,6 +87,8 @@ class Applier:
         self.consensus: Endpoint | None = None
         self.consensus_peer: Peer | None = None
         self.telling = False
+        self.reading_lowest = 0
+        self.reading_since = 0.0
         self.untold_bytes = 0
         self.defragmenter = Defragmenter(self)
         self.checkpoint_watch = -1
@@ -326,11 +328,7 @@ class Applier:
 
     def idle(self) -> bool:
         """Frees a slice of what compaction left, in a turn without messages; True: more is left."""
-        lowest = 0
-        for number in range(self.start.config.gateways):
-            reading = self.words.get(READING + number)
-            if reading and (not lowest or reading < lowest):
-                lowest = reading
+        lowest = self.lowest_reading()
         checkpointer = self.opened.checkpointer
         if checkpointer.must_wait():
             self.loop.after(0.002, self.loop.want_idle)
@@ -342,6 +340,19 @@ class Applier:
             if not more:
                 self._tell_applied()
         return more
+
+    def lowest_reading(self) -> int:
+        """The lowest revision that a long read on this node reads at; 0: none that freeing waits
+        for. One that holds freeing up for READING_SECONDS_MAX is passed, and ends as compacted.
+        """
+        reading = [self.words.get(READING + n) for n in range(self.start.config.gateways)]
+        lowest = min(filter(None, reading), default=0)
+        if lowest != self.reading_lowest:
+            self.reading_lowest = lowest
+            self.reading_since = self.loop.now
+        elif self.loop.now - self.reading_since > READING_SECONDS_MAX:
+            return 0
+        return lowest
 
     def stop(self) -> None:
         """Ends with a checkpoint and the clean mark."""
