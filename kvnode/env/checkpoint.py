@@ -60,7 +60,9 @@ MAGIC = b"KVNCKPT1"
 VERSION = 1
 HEAD = struct.Struct("<8sIIQQQQ")
 APPLIED = struct.Struct("<QQ")
-KICK_BYTES = 8 * MIB
+# Small pieces: the log's fsync waits behind what is being written. Against 8 MiB, p99 of puts at
+# 1,000/s went from 2.6-3.3 to 1.1-1.8 ms.
+KICK_BYTES = MIB // 4
 RELEASE_BYTES = 32 * MIB
 
 # LMDB 0.9's meta page: a page head (number, pad, flags ...) and the meta record behind it.
@@ -219,6 +221,7 @@ class Checkpointer:
         self._dirty_at_release = store.dirtied_bytes
         self._began = time.monotonic()
         self._dirty = False
+        self._kicked = False
         self._done = threading.Event()
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._jobs: SimpleQueue[Checkpoint | bool | None] = SimpleQueue()
@@ -249,8 +252,9 @@ class Checkpointer:
         dirtied = self.store.dirtied_bytes
         if self.due():
             self.begin()
-        elif dirtied - self._dirty_at_kick >= KICK_BYTES:
+        elif dirtied - self._dirty_at_kick >= KICK_BYTES and not self._kicked:
             self._dirty_at_kick = dirtied
+            self._kicked = True
             self._jobs.put(True)
 
     def due(self) -> bool:
@@ -363,6 +367,7 @@ class Checkpointer:
         while (job := self._jobs.get()) is not None:
             if isinstance(job, bool):
                 if job:
+                    self._kicked = False
                     self.store.start_writeback()
                 else:
                     self.store.release()
