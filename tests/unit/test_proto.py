@@ -6,7 +6,15 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from kvnode import proto
-from kvnode.proto import health_pb2, kvnodepb_pb2, rpc_pb2, v3election_pb2, v3lock_pb2
+from kvnode.proto import (
+    health_pb2,
+    kvnodepb_pb2,
+    reflection_pb2,
+    reflection_v1alpha_pb2,
+    rpc_pb2,
+    v3election_pb2,
+    v3lock_pb2,
+)
 
 SERVICES = {
     "etcdserverpb.KV": "Range RangeStream Put DeleteRange Txn Compact",
@@ -22,8 +30,13 @@ SERVICES = {
     "v3lockpb.Lock": "Lock Unlock",
     "v3electionpb.Election": "Campaign Proclaim Leader Observe Resign",
     "grpc.health.v1.Health": "Check List Watch",
+    "grpc.reflection.v1.ServerReflection": "ServerReflectionInfo",
+    "grpc.reflection.v1alpha.ServerReflection": "ServerReflectionInfo",
 }
-FILES = [rpc_pb2, v3lock_pb2, v3election_pb2, health_pb2, kvnodepb_pb2]
+FILES = [
+    rpc_pb2, v3lock_pb2, v3election_pb2, health_pb2, kvnodepb_pb2, reflection_pb2,
+    reflection_v1alpha_pb2,
+]  # fmt: skip
 
 
 def test_services_and_methods():
