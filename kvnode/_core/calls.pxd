@@ -38,6 +38,10 @@ cdef class Calls:
     cdef int undo_message(self, Call call) except -1
     # a message that others send too: holds it until it is sent
     cdef int send(self, Call call, Shared *m) except -1
+    # a message of two parts: a head of its own (n bytes without a prefix, copied), then what others
+    # send too: the bytes of tail behind its prefix. Holds tail until it is sent; tail's own prefix
+    # is not sent
+    cdef int send_tail(self, Call call, const uint8_t *head, size_t n, Shared *tail) except -1
     # a message of n bytes that come in pieces, as room allows; the pieces sum up to n
     cdef int begin_long(self, Call call, uint64_t n) except -1
     cdef int add_long(self, Call call, const uint8_t *p, size_t n) except -1

@@ -61,6 +61,9 @@ cdef class Calls:
     cdef int send(self, Call call, Shared *m) except -1:
         raise NotImplementedError
 
+    cdef int send_tail(self, Call call, const uint8_t *head, size_t n, Shared *tail) except -1:
+        raise NotImplementedError
+
     cdef int begin_long(self, Call call, uint64_t n) except -1:
         raise NotImplementedError
 
