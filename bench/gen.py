@@ -44,25 +44,26 @@ def keys(seed: int, first: int, count: int) -> np.ndarray:
     return _hex(_mix(seed, numbers))
 
 
-def values(seed: int, first: int, count: int) -> np.ndarray:
-    """The values beside them."""
-    words = VALUE_BYTES // 16
+def values(seed: int, first: int, count: int, size: int = VALUE_BYTES) -> np.ndarray:
+    """The values beside them; `size` is a multiple of 16."""
+    words = size // 16
     numbers = np.arange(words * first, words * (first + count), dtype=np.uint64)
     return _hex(_mix(seed ^ 0xABCD, numbers.reshape(count, words)))
 
 
-def write_records(path: Path, seed: int, count: int, first: int = 0) -> None:
+def write_records(path: Path, seed: int, count: int, first: int = 0,
+                  value_bytes: int = VALUE_BYTES) -> None:
     """The file that feeder and `loadgen.bulk` take."""
     head = np.frombuffer(
-        KEY_BYTES.to_bytes(4, "little") + VALUE_BYTES.to_bytes(4, "little"), np.uint8
+        KEY_BYTES.to_bytes(4, "little") + value_bytes.to_bytes(4, "little"), np.uint8
     )
     with path.open("wb") as out:
         for at in range(0, count, CHUNK):
             n = min(CHUNK, count - at)
-            rows = np.empty((n, RECORD_BYTES), np.uint8)
+            rows = np.empty((n, 8 + KEY_BYTES + value_bytes), np.uint8)
             rows[:, :8] = head
             rows[:, 8:40] = keys(seed, first + at, n)
-            rows[:, 40:] = values(seed, first + at, n)
+            rows[:, 40:] = values(seed, first + at, n, value_bytes)
             out.write(rows)
 
 

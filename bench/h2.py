@@ -1,7 +1,7 @@
-"""h2load against etcd's gRPC port: the load of the single-request rows on etcd's side.
+"""h2load against a gRPC port: etcd's side of the single-request rows, both sides at the door.
 
-h2load sends one prepared body, so all its requests carry one key: etcd's best case, and kvnode's
-side draws keys from the whole space. What h2load can't see, gRPC errors in trailers, is checked
+h2load sends one prepared body, so all its requests carry one key: etcd's best case. kvnode's native
+load draws keys from the whole space. What h2load can't see, gRPC errors in trailers, is checked
 otherwise: a put run must have moved the store's revision by as many as it sent.
 """
 
@@ -16,10 +16,11 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.peers import etcd_revision
+from bench.peers import revision
 from kvnode._core.loadcore import key_text
 from kvnode.proto import rpc_pb2 as pb
 from tests.support.etcd import Etcd
+from tests.support.node import Node
 
 VALUE = b"h" * 256
 WARM_UP_SECONDS = 1
@@ -53,7 +54,16 @@ def range_body(seed: int, path: Path) -> Path:
     return _body(pb.RangeRequest(key=key_text(seed, 0)), path / "range.grpc")
 
 
-def run(server: Etcd, method: str, body: Path, clients: int, streams: int,
+def txn_body(seed: int, path: Path, puts: int) -> Path:
+    """The body of a Txn that puts the first preloaded keys."""
+    ops = [
+        pb.RequestOp(request_put=pb.PutRequest(key=key_text(seed, number), value=VALUE))
+        for number in range(puts)
+    ]
+    return _body(pb.TxnRequest(success=ops), path / "txn.grpc")
+
+
+def run(server: Etcd | Node, method: str, body: Path, clients: int, streams: int,
         seconds: float = 0.0, requests: int = 0) -> H2Result:
     """`seconds` of load, or `requests` with their latencies. RuntimeError if any failed."""
     program = shutil.which("h2load")
@@ -64,12 +74,12 @@ def run(server: Etcd, method: str, body: Path, clients: int, streams: int,
     amount = ["-D", f"{seconds:g}", f"--warm-up-time={WARM_UP_SECONDS}"]
     if requests:
         amount = ["-n", str(requests), f"--log-file={log}"]
-    revision = etcd_revision(server)
+    before = revision(server)
     tool, cpu = _children_cpu(), server.cpu_seconds()
     done = subprocess.run(
         [program, *amount, "-c", str(clients), "-m", str(streams), "-t", "1", "-d", str(body),
          "-H", "content-type: application/grpc", "-H", "te: trailers",
-         f"http://{server.endpoint}/etcdserverpb.KV/{method}"],
+         f"http://127.0.0.1:{server.port}/etcdserverpb.KV/{method}"],
         capture_output=True, text=True, check=True,
     )
     tool, cpu = _children_cpu() - tool, server.cpu_seconds() - cpu
@@ -78,8 +88,8 @@ def run(server: Etcd, method: str, body: Path, clients: int, streams: int,
     if not total or not speed or int(total[3]) or not int(total[2]):
         raise RuntimeError(f"h2load:\n{done.stdout}{done.stderr}")
     succeeded = int(total[2])
-    if method == "Put" and etcd_revision(server) - revision < succeeded:
-        raise RuntimeError("h2load's puts were not all executed")
+    if method != "Range" and revision(server) - before < succeeded:
+        raise RuntimeError("h2load's writes were not all executed")
     times = []
     if requests:
         times = sorted(float(line.split()[2]) for line in log.read_text().splitlines())

@@ -26,6 +26,7 @@ from tests.support.etcd import QUOTA_BYTES, Etcd, find, why_missing
 from tests.support.node import Node
 
 FILE_KEYS_MAX = 1_000_000
+FEED_BYTES = 1 << 20
 
 
 class Feed(NamedTuple):
@@ -63,16 +64,17 @@ def node(args: argparse.Namespace, path: Path) -> Node:
     return Node(path / "node", "--quota-backend-bytes", str(QUOTA_BYTES), *args.node_flag)
 
 
-def record_files(args: argparse.Namespace, count: int) -> list[Path]:
+def record_files(args: argparse.Namespace, count: int,
+                 value_bytes: int = gen.VALUE_BYTES) -> list[Path]:
     """Files that hold the first `count` records of the seed; made once and kept."""
     paths = []
     for first in range(0, count, FILE_KEYS_MAX):
         n = min(FILE_KEYS_MAX, count - first)
-        path = args.dir / f"records-{args.seed}-{first}-{n}.bin"
+        path = args.dir / f"records-{args.seed}-{first}-{n}-{value_bytes}.bin"
         if not path.exists():
             progress(f"writing {path.name}")
             partial = path.with_suffix(".partial")
-            gen.write_records(partial, args.seed, n, first)
+            gen.write_records(partial, args.seed, n, first, value_bytes)
             partial.rename(path)
         paths.append(path)
     return paths
@@ -93,32 +95,35 @@ def feeder(server: Etcd, path: Path, **flags: float) -> Feed:
     return Feed(**{name: printed[name] for name in Feed._fields})
 
 
-def preload(args: argparse.Namespace, server: Etcd | Node, count: int) -> None:
+def preload(args: argparse.Namespace, server: Etcd | Node, count: int,
+            value_bytes: int = gen.VALUE_BYTES) -> None:
     """Puts the first `count` records into a server."""
-    for path in record_files(args, count):
+    for path in record_files(args, count, value_bytes):
         if isinstance(server, Etcd):
-            feeder(server, path, clients=50, batch=100)
+            feeder(server, path, clients=50, batch=max(1, min(100, FEED_BYTES // value_bytes)))
         else:
-            bulk.feed(server.endpoint, encode_put_batches(path.read_bytes(), 1000))
+            batch = max(1, min(1000, FEED_BYTES // value_bytes))
+            bulk.feed(server.endpoint, encode_put_batches(path.read_bytes(), batch))
     progress(f"{server.name}: {count:,} keys preloaded")
 
 
-def etcd_revision(server: Etcd) -> int:
+def revision(server: Etcd | Node) -> int:
     """The store's revision, by the JSON gateway."""
     body = json.dumps({"key": base64.b64encode(b"none").decode()}).encode()
-    request = urllib.request.Request(f"http://{server.endpoint}/v3/kv/range", body)
+    request = urllib.request.Request(f"http://127.0.0.1:{server.port}/v3/kv/range", body)
     with urllib.request.urlopen(request, timeout=30) as answer:
         return int(json.load(answer)["header"]["revision"])
 
 
 @contextlib.contextmanager
-def loaded(args: argparse.Namespace, count: int) -> Iterator[dict[str, Etcd | Node]]:
+def loaded(args: argparse.Namespace, count: int,
+           value_bytes: int = gen.VALUE_BYTES) -> Iterator[dict[str, Etcd | Node]]:
     """The sides to measure, started, with `count` keys each."""
     with folder(args) as path, contextlib.ExitStack() as stack:
         servers: dict[str, Etcd | Node] = {}
         for side in (args.only,) if args.only else ("etcd", "kvnode"):
             server = etcd(path) if side == "etcd" else node(args, path)
             stack.enter_context(server)
-            preload(args, server, count)
+            preload(args, server, count, value_bytes)
             servers[side] = server
         yield servers

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 
-from bench import bulk, common, restart, single, tails
+from bench import bulk, common, door, restart, single, tails
 
 QUESTIONS = {"bulk": bulk.rows, "single": single.rows, "restart": restart.rows,
-             "tails": tails.rows}
+             "tails": tails.rows, "door": door.rows, "large": door.large_rows}
 
 
 def main() -> None:

@@ -84,7 +84,7 @@ def _timed(action: Callable[[], object]) -> Callable[[], float]:
 
 def _revision(server: Etcd | Node) -> int:
     if isinstance(server, Etcd):
-        return peers.etcd_revision(server)
+        return peers.revision(server)
     answer = bulk.call(server.endpoint, Kind.RANGE, pb.RangeRequest(key=b"none"))
     return pb.RangeResponse.FromString(answer).header.revision
 

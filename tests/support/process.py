@@ -19,7 +19,8 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,14 @@ class Memory(NamedTuple):
     rss: int
     pss: int
     pss_anon: int
+
+
+@dataclass
+class Peak:
+    """Highest memory seen so far, bytes over all processes."""
+
+    rss: int = 0
+    pss_anon: int = 0
 
 
 def free_ports(count: int) -> list[int]:
@@ -156,6 +165,29 @@ class Server:
     def memory(self) -> Memory:
         """Resident memory of all processes."""
         return memory(self.pids())
+
+    @contextlib.contextmanager
+    def watch_memory(self, seconds: float = 0.05) -> Iterator[Peak]:
+        """The highest memory of the time inside, looked at every `seconds`."""
+        peak = Peak()
+        ended = threading.Event()
+
+        def look() -> None:
+            while True:
+                with contextlib.suppress(OSError):
+                    now = self.memory()
+                    peak.pss_anon = max(peak.pss_anon, now.pss_anon)
+                    peak.rss = max(peak.rss, now.rss)
+                if ended.wait(seconds):
+                    return
+
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        try:
+            yield peak
+        finally:
+            ended.set()
+            thread.join()
 
     def stop(self) -> float:
         """SIGTERM, then waits for the end; the seconds it took. Too long: SIGKILL and an error."""
