@@ -23,11 +23,17 @@ class _Missing(Exception):
     """The pool has no such thing; its text goes to the client."""
 
 
+def _file_of_field(name: str) -> FileDescriptor:
+    message = POOL.FindFieldByName(name).containing_type
+    assert message is not None
+    return message.file
+
+
 def _file_of_symbol(name: str) -> FileDescriptor:
     for find in (
         POOL.FindFileContainingSymbol,
         lambda n: POOL.FindMethodByName(n).containing_service.file,
-        lambda n: POOL.FindFieldByName(n).containing_type.file,
+        _file_of_field,
     ):
         try:
             return find(name)
