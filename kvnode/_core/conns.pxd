@@ -6,6 +6,7 @@ from libcpp.unordered_map cimport unordered_map
 from libcpp.vector cimport vector
 
 from kvnode._core.buf cimport kv_buf
+from kvnode._core.sink cimport Ref, Sink
 
 cdef enum:
     HEADER_BYTES = 32
@@ -21,7 +22,7 @@ cdef enum:
     OP_GOODBYE = 7
     OP_ERROR = 8
 
-    NO_CONN = 0xffffffff         # of a Ref: the request is Python's own
+    NO_CONN = 0xffffffff
     ZMQ_DONTWAIT_ = 1
     ZMQ_SRCFD_ = 2
 
@@ -72,12 +73,6 @@ cdef struct Conn:
     uint32_t answers
     kv_buf out
 
-cdef struct Ref:
-    uint32_t conn          # NO_CONN: Python's own request, id is its token
-    uint32_t generation
-    uint32_t id
-    uint32_t size
-
 # A TCP connection as the kernel and libzmq see it. libzmq keeps the frames of an unfinished
 # multipart message without a bound; what it received and did not deliver is that memory.
 cdef struct Flow:
@@ -85,7 +80,7 @@ cdef struct Flow:
     int64_t delivered      # by libzmq, since then
 
 
-cdef class Conns:
+cdef class Conns(Sink):
     cdef:
         Zmq z
         void *sock
@@ -97,14 +92,9 @@ cdef class Conns:
         uint64_t now_us
         readonly uint64_t malformed
         list events
+        size_t open_at         # where the answer being written begins
 
     cdef uint32_t conn_of(self, const uint8_t *p, size_t n) except? 0xfffffffe
-    cdef int answer_ref(self, Ref *ref, int code, int state, const uint8_t *p, size_t n) except -1
-    cdef size_t open_answer(self, Conn *c, Ref *ref) except? 0
-    cdef void close_answer(self, Conn *c, Ref *ref, size_t at, size_t body_at,
-                           int code) noexcept nogil
-    cdef bint send_packed(self) except? True
-    cdef bint full(self, Conn *c) noexcept nogil
     cdef uint8_t *open_answers(self, Conn *c, uint32_t number) except NULL
     cdef bint send_ident(self, Conn *c) noexcept nogil
     cdef bint send_buf(self, Conn *c) noexcept nogil

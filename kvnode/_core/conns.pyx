@@ -1,16 +1,17 @@
 # distutils: language = c++
 """Connections of a gateway's native listener: the table, credit, packed answers, sending.
 
-Role: the lowest floor of the native front (`front` is the top, `readqueue` between them). A
-connection is a routing id of the ROUTER socket; answers to it are packed into one message a turn.
-The socket is pyzmq's: its libzmq's functions are looked up by address (`env/zmqlib`) and called
-without the GIL. One thread only.
+Role: the sink of the native door; `nativefront` reads the messages. A connection is a routing id of
+the ROUTER socket; answers to it are packed into one message a turn. The socket is pyzmq's: its
+libzmq's functions are looked up by address (`env/zmqlib`) and called without the GIL. One thread
+only.
 
 Invariants:
   1. A connection never has more unanswered request bytes than its credit: it is ended instead.
-  2. It has at most about OUT_BYTES_MAX of answers that its client has not taken: reads wait above
+  2. A Ref is a connection's number and generation, and the client's own id of the request.
+  3. A connection has at most about OUT_BYTES_MAX of answers that its client has not taken: reads wait above
      that (`full`), answers to writes above OUT_BYTES_END end the connection.
-  3. What libzmq holds of a message without an end is bounded: `end_hoarders` compares what the
+  4. What libzmq holds of a message without an end is bounded: `end_hoarders` compares what the
      kernel received with what libzmq delivered.
 
 Layouts of the messages: docs/protocol.md.
@@ -26,6 +27,7 @@ from kvnode._core.buf cimport (
     kv_store_u16, kv_store_u32,
 )
 from kvnode._core.envelope cimport STATE_EXECUTED
+from kvnode._core.sink cimport Ref, Sink
 
 cdef extern from *:
     """
@@ -73,11 +75,11 @@ cdef void free_data(void *data, void *hint) noexcept nogil:
     free(data)
 
 
-cdef class Conns:
+cdef class Conns(Sink):
     """`functions` are libzmq's addresses by name, `socket` is the address of a bound ROUTER socket
     (pyzmq's `underlying`)."""
 
-    def __cinit__(self, dict functions, uintptr_t socket, **_):
+    def __cinit__(self, dict functions, uintptr_t socket):
         self.z.init = <fn_msg> <uintptr_t> functions["zmq_msg_init"]
         self.z.init_size = <fn_msg_size> <uintptr_t> functions["zmq_msg_init_size"]
         self.z.init_data = <fn_msg_data> <uintptr_t> functions["zmq_msg_init_data"]
@@ -154,13 +156,32 @@ cdef class Conns:
             self.dirty.push_back(number)
         return c.out.p
 
-    cdef int answer_ref(self, Ref *ref, int code, int state, const uint8_t *p, size_t n) except -1:
-        cdef Conn *c
+    cdef bint alive(self, const Ref *ref) noexcept nogil:
+        cdef Conn *c = self.conns[ref.conn]
+        return c.used and c.generation == ref.generation
+
+    cdef bint full(self, const Ref *ref) noexcept nogil:
+        cdef Conn *c = self.conns[ref.conn]
+        return <int64_t> c.out.n + kv_count(&c.queued, 0) > OUT_BYTES_MAX or c.longs >= LONGS_MAX
+
+    cdef bint mark_held(self, const Ref *ref) noexcept nogil:
+        cdef Conn *c = self.conns[ref.conn]
+        cdef bint first = not c.held
+        c.held = True
+        return first
+
+    cdef void unmark_held(self, const Ref *ref) noexcept nogil:
+        self.conns[ref.conn].held = False
+
+    cdef void count_long(self, const Ref *ref, int change) noexcept nogil:
+        cdef Conn *c = self.conns[ref.conn]
+        if c.generation == ref.generation:
+            c.longs += change
+
+    cdef int answer(self, const Ref *ref, int code, int state, const uint8_t *p,
+                    size_t n) except -1:
+        cdef Conn *c = self.conns[ref.conn]
         cdef uint8_t *d
-        if ref.conn == NO_CONN:
-            self.events.append(("own", ref.id, code, p[:n] if n else b""))
-            return 0
-        c = self.conns[ref.conn]
         if not c.used or c.generation != ref.generation:
             return 0
         self.open_answers(c, ref.conn)
@@ -180,32 +201,33 @@ cdef class Conns:
             self.end_blocked(ref.conn)
         return 0
 
-    def answer(self, uint32_t number, uint32_t generation, uint32_t rid, uint32_t size, int code,
-               bytes body=b"") -> None:
+    def answer_request(self, uint32_t number, uint32_t generation, uint32_t rid, uint32_t size,
+                       int code, bytes body=b"") -> None:
         """Answers one request that came as an event."""
         cdef Ref ref
+        ref.sink = self.number
         ref.conn = number
         ref.generation = generation
         ref.id = rid
         ref.size = size
         cdef const uint8_t *p = body
-        self.answer_ref(&ref, code, STATE_EXECUTED, p, len(body))
+        self.answer(&ref, code, STATE_EXECUTED, p, len(body))
 
-    cdef size_t open_answer(self, Conn *c, Ref *ref) except? 0:
-        """Room for an answer's header; its body is appended to c.out next."""
-        cdef size_t at
+    cdef kv_buf *open_answer(self, const Ref *ref) except NULL:
+        cdef Conn *c = self.conns[ref.conn]
         self.open_answers(c, ref.conn)
-        at = c.out.n
+        self.open_at = c.out.n
         if kv_buf_grow(&c.out, ANSWER_BYTES) == NULL:
             raise MemoryError
-        return at
+        return &c.out
 
-    cdef void close_answer(self, Conn *c, Ref *ref, size_t at, size_t body_at,
-                           int code) noexcept nogil:
+    cdef int close_answer(self, const Ref *ref, int code) except -1:
+        cdef Conn *c = self.conns[ref.conn]
+        cdef size_t body_at = self.open_at + ANSWER_BYTES
         cdef uint8_t *d
         if code:
             c.out.n = body_at
-        d = c.out.p + at
+        d = c.out.p + self.open_at
         kv_store_u32(d, ref.id)
         kv_store_u32(d + 4, <uint32_t> (c.out.n - body_at))
         d[8] = <uint8_t> code
@@ -214,8 +236,9 @@ cdef class Conns:
         kv_store_u32(d + 12, 0)
         c.answers += 1
         c.inflight -= ref.size
+        return 0
 
-    cdef bint send_packed(self) except? True:
+    cdef bint flush(self) except? True:
         """Sends what is packed; True while a socket did not take everything."""
         cdef vector[uint32_t] todo
         cdef size_t i
@@ -241,10 +264,6 @@ cdef class Conns:
                     c.blocked = True
                     c.blocked_us = self.now_us
         return self.dirty.size() > 0
-
-    cdef bint full(self, Conn *c) noexcept nogil:
-        """Its client has not taken enough of its answers for more reads."""
-        return <int64_t> c.out.n + kv_count(&c.queued, 0) > OUT_BYTES_MAX or c.longs >= LONGS_MAX
 
     cdef bint send_ident(self, Conn *c) noexcept nogil:
         cdef zmq_msg m
@@ -420,7 +439,7 @@ cdef class Conns:
         return <int> ended.size()
 
     def take_events(self) -> list:
-        """What happened that Python decides: hello, goodbye, request, own."""
+        """What happened that Python decides: hello, goodbye, request."""
         if not self.events:
             return []
         out = self.events

@@ -1,99 +1,58 @@
 # distutils: language = c++
-"""The native front of a gateway: ZeroMQ messages in, proposals out, results to answers.
+"""The front of a gateway: requests in, proposals out, results to answers.
 
-Role: everything a request meets between the ROUTER socket and the log that would be per-request
-Python otherwise: reading messages, packing groups into one proposal a turn, matching results to
-requests. Below it stand `conns` (connections, credit, packed answers) and `readqueue` (reads).
-Decisions that are rare (HELLO, administration, errors) are handed to Python as events.
-Caller: procs/gateway, which owns the socket, the sessions, the links and the clock.
+Role: what a write meets between a door and the log, whichever door it came through: checked,
+packed into one proposal a turn, its result matched to it. Reads go on to `readqueue`; answers go
+to the sink that the request's Ref names (`sink`).
+Caller: the doors (`nativefront`, `grpckv`) hand in requests; procs/gateway owns the sessions, the
+links and the clock.
 
 Invariants:
   1. A slot number is used once (they count up): a late or repeated result of an older group finds
      no slot and is dropped.
-  2. Every request that entered a proposal gets exactly one answer, or its connection is gone.
+  2. Every request that entered a proposal gets exactly one answer, or its client is gone.
   3. Requests without a session share the gateway's own: one group, one sequence, a proposal.
+  4. A proposal is sealed once it is above PROPOSAL_BYTES_SOFT; what follows goes into the next.
 
-Layouts of the messages: docs/protocol.md; of groups and results: envelope.pyx.
+Layouts of groups and results: envelope.pyx.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
-from libcpp.deque cimport deque
-from libcpp.unordered_map cimport unordered_map
-from libcpp.vector cimport vector
 
 from kvnode._core.buf cimport (
-    kv_arena, kv_arena_free, kv_arena_init, kv_arena_reset, kv_buf, kv_buf_free, kv_buf_grow,
-    kv_buf_trim, kv_load_u16, kv_load_u32, kv_load_u64, kv_put_bytes, kv_rd, kv_rd_init,
-    kv_store_u16, kv_store_u32,
+    kv_arena_free, kv_arena_init, kv_arena_reset, kv_buf_free, kv_buf_grow, kv_buf_trim,
+    kv_put_bytes, kv_rd, kv_rd_init, kv_store_u16, kv_store_u32,
 )
 from kvnode._core.codes cimport *
-from kvnode._core.conns cimport (
-    HEADER_BYTES, ITEM_BYTES, NO_CONN, OP_GOODBYE, OP_HELLO, OP_PING, OP_PONG, OP_REQUESTS,
-    ZMQ_DONTWAIT_, ZMQ_SRCFD_, Conn, Ref, zmq_msg,
-)
 from kvnode._core.envelope cimport (
-    ENV_ITEM, FLAG_CLIENT_SESSION, STATE_EXECUTED, STATE_REFUSED, Group, Result, ResultGroup,
-    env_add_request, env_begin_batch, env_next_group, env_open_group, env_read_head,
-    env_set_groups, res_next, res_next_group, res_results,
+    ENV_ITEM, FLAG_CLIENT_SESSION, STATE_REFUSED, Group, Result, ResultGroup, env_add_request,
+    env_begin_batch, env_next_group, env_open_group, env_read_head, env_set_groups, res_next,
+    res_next_group, res_results,
 )
 from kvnode._core.etcdpb cimport RangeReq, check_range, check_request, decode_range
 from kvnode._core.readqueue cimport ReadQueue
+from kvnode._core.sink cimport OwnSink, Ref, Sink, Sinks
 
 from kvnode.base.errors import DecodeError
-
-cdef struct Slot:
-    uint32_t number
-    bint used
-    uint32_t count
-    uint64_t proposal
-    uint64_t sequence      # of the gateway's own session, 0: a client's
-    Ref one
-    Ref *many
-
-cdef struct Proposal:
-    uint32_t left
-    uint64_t size
+from kvnode.base.limits import PROPOSAL_BYTES_SOFT
 
 
-cdef class Front(ReadQueue):
-    """One gateway's native listener; `functions` and `socket` as conns.Conns takes them."""
+cdef class Front:
+    """Answers go into `sinks`, of which `own` is Python's; reads into `queue`."""
 
-    cdef:
-        Slot *slots
-        uint32_t slot_mask
-        uint32_t slot_next
-        uint32_t slots_used
-        unordered_map[uint64_t, Proposal] proposals
-        vector[uint64_t] finished
-        deque[uint64_t] own_open
-        unordered_map[uint64_t, bint] own_done
-        kv_buf batch
-        uint32_t batch_groups
-        vector[Ref] own_refs
-        kv_buf own_body
-        kv_arena arena
-        uint64_t member
-        uint64_t incarnation
-        uint64_t own_session
-        uint64_t own_sequence
-        uint64_t proposal_next
-        uint64_t max_request
-        uint64_t max_batch
-        int64_t max_txn_ops
-        readonly uint64_t open_bytes
-        readonly uint64_t messages
-        readonly uint64_t requests
-        readonly uint64_t reads
-
-    def __cinit__(self, functions, socket, *, member, incarnation, max_request_bytes,
-                  max_batch_bytes, max_txn_ops, **_):
+    def __cinit__(self, Sinks sinks not None, OwnSink own not None, ReadQueue queue not None, *,
+                  member, incarnation, max_request_bytes, max_batch_bytes, max_txn_ops):
+        self.sinks = sinks
+        self.own = own
+        self.queue = queue
         self.member = member
         self.incarnation = incarnation
         self.max_request = max_request_bytes
         self.max_batch = max_batch_bytes
         self.max_txn_ops = max_txn_ops
+        self.soft_bytes = PROPOSAL_BYTES_SOFT
         self.slot_mask = (1 << 16) - 1
         self.slots = <Slot *> calloc(self.slot_mask + 1, sizeof(Slot))
         if self.slots == NULL:
@@ -101,6 +60,7 @@ cdef class Front(ReadQueue):
         self.slot_next = 1
         self.proposal_next = 1
         self.own_sequence = 1
+        self.sealed = []
         kv_arena_init(&self.arena)
 
     def __dealloc__(self):
@@ -113,127 +73,16 @@ cdef class Front(ReadQueue):
         kv_buf_free(&self.own_body)
         kv_arena_free(&self.arena)
 
-    # --- receiving ------------------------------------------------------------------------------
+    # --- requests -------------------------------------------------------------------------------
 
-    def drain(self, uint64_t now_us, int most=4096) -> int:
-        """Takes up to `most` messages from the socket; returns how many there were.
-
-        Afterwards: `take_proposal()` for the writes, `reads_gathering` for the reads,
-        `take_events()` for what Python must decide.
-        """
-        cdef zmq_msg ident, body
-        cdef int taken = 0, bad
-        cdef uint32_t conn
-        self.now_us = now_us
-        while taken < most:
-            self.z.init(&ident)
-            if self.z.recv(&ident, self.sock, ZMQ_DONTWAIT_) < 0:
-                self.z.close(&ident)
-                break
-            taken += 1
-            self.z.init(&body)
-            bad = 0
-            if not self.z.more(&ident) or self.z.recv(&body, self.sock, ZMQ_DONTWAIT_) < 0:
-                bad = 1
-            while self.z.more(&body):
-                # More than one frame: not this protocol. Read it out, end the connection.
-                bad = 1
-                self.count_flow(&body)
-                self.z.close(&body)
-                self.z.init(&body)
-                if self.z.recv(&body, self.sock, ZMQ_DONTWAIT_) < 0:
-                    break
-            self.count_flow(&body)
-            conn = self.conn_of(<const uint8_t *> self.z.data(&ident), self.z.size(&ident))
-            if conn != NO_CONN:
-                self.conns[conn].seen_us = now_us
-                if self.conns[conn].fd < 0:
-                    self.conns[conn].fd = self.z.get(&body, ZMQ_SRCFD_)
-                if bad:
-                    self.fail(conn, CODE_MALFORMED, b"one message is one frame")
-                else:
-                    self.on_message(conn, <const uint8_t *> self.z.data(&body),
-                                    self.z.size(&body))
-            else:
-                self.malformed += 1
-            self.z.close(&body)
-            self.z.close(&ident)
-        self.messages += taken
-        return taken
-
-    cdef int on_message(self, uint32_t number, const uint8_t *p, size_t n) except -1:
-        cdef Conn *c = self.conns[number]
-        cdef int op
-        cdef uint32_t count
-        if n < HEADER_BYTES or p[0] != 75 or p[1] != 86 or p[2] != 78 or p[3] != 49:
-            return self.fail(number, CODE_MALFORMED, b"not a KVN1 message")
-        op = p[4]
-        if p[5] != 0 or kv_load_u16(p + 6) != 0 or kv_load_u32(p + 12) != 0:
-            return self.fail(number, CODE_UNKNOWN_FLAGS, b"message header")
-        count = kv_load_u32(p + 8)
-        if op == OP_HELLO:
-            self.events.append(("hello", number, c.generation, p[HEADER_BYTES:n]))
-            return 0
-        if not c.greeted:
-            return self.fail(number, CODE_MALFORMED, b"HELLO comes first")
-        if op == OP_REQUESTS:
-            return self.on_requests(number, count, kv_load_u64(p + 16), kv_load_u64(p + 24),
-                                    p + HEADER_BYTES, n - HEADER_BYTES)
-        if op == OP_PING:
-            self.send_plain(number, OP_PONG, p + HEADER_BYTES, n - HEADER_BYTES)
-            return 0
-        if op == OP_GOODBYE:
-            self.events.append(("goodbye", number, c.generation, p[HEADER_BYTES:n]))
-            self.drop(number)
-            return 0
-        return self.fail(number, CODE_MALFORMED, b"unknown opcode")
-
-    cdef int on_requests(self, uint32_t number, uint32_t count, uint64_t session, uint64_t lowest,
-                         const uint8_t *p, size_t n) except -1:
-        cdef Conn *c = self.conns[number]
-        cdef size_t at = 0
-        cdef uint32_t size, left = count
-        cdef uint64_t sequence
-        cdef int kind, code
-        cdef Ref ref
-        if session != 0 and session != c.session:
-            return self.fail(number, CODE_OUTCOME_UNKNOWN, b"the session is another connection's")
-        ref.conn = number
-        ref.generation = c.generation
-        while left:
-            if n - at < ITEM_BYTES:
-                return self.fail(number, CODE_MALFORMED, b"item header is cut short")
-            ref.id = kv_load_u32(p + at)
-            size = kv_load_u32(p + at + 4)
-            kind = p[at + 8]
-            sequence = kv_load_u64(p + at + 16)
-            if p[at + 9] != 0 or kv_load_u16(p + at + 10) != 0 or kv_load_u32(p + at + 12) != 0:
-                return self.fail(number, CODE_UNKNOWN_FLAGS, b"item header")
-            at += ITEM_BYTES
-            if n - at < size:
-                return self.fail(number, CODE_MALFORMED, b"item body is cut short")
-            ref.size = size + ITEM_BYTES
-            c.inflight += ref.size
-            if c.inflight > c.credit:
-                return self.fail(number, CODE_TOO_MANY_REQUESTS, b"credit exceeded")
-            self.requests += 1
-            code = self.on_request(&ref, kind, session, sequence, lowest, p + at, size)
-            if code:
-                self.answer_ref(&ref, code, STATE_EXECUTED, NULL, 0)
-            at += size
-            left -= 1
-        if at != n:
-            return self.fail(number, CODE_MALFORMED, b"bytes after the last item")
-        return 0
-
-    cdef int on_request(self, Ref *ref, int kind, uint64_t session, uint64_t sequence,
-                        uint64_t lowest, const uint8_t *p, size_t n) except -1:
-        """Queues one request; a CODE_ other than 0 refuses it here."""
+    cdef int take(self, const Ref *ref, int kind, const Origin *origin, const uint8_t *p,
+                  size_t n) except -1:
         cdef RangeReq rr
         cdef int code
         cdef bint batch = kind == KIND_PUT_BATCH or kind == KIND_PUT_BATCH_ONE \
             or kind == KIND_TXN_BATCH
         cdef bint large = n > (self.max_batch if batch else self.max_request)
+        self.requests += 1
         if kind == KIND_RANGE:
             code = decode_range(p, n, &rr)
             if code == CODE_OK:
@@ -241,25 +90,26 @@ cdef class Front(ReadQueue):
             if code:
                 return code
             self.reads += 1
-            self.add_read(ref, rr.serializable, p, n)
+            self.queue.add_read(ref, rr.serializable, p, n)
             return CODE_OK
-        if batch or (KIND_PUT <= kind <= KIND_COMPACT):
-            kv_arena_reset(&self.arena)
-            # As etcd: what is wrong with a request is said before that it is too large.
-            code = check_request(kind, p, n, self.max_txn_ops, &self.arena)
-            if self.arena.err:
-                raise MemoryError
-            if code or large:
-                return code if code else CODE_REQUEST_TOO_LARGE
-            if sequence != 0 and session != 0:
-                self.add_client_group(ref, kind, session, sequence, lowest, p, n)
-            else:
-                self.add_own(ref, kind, p, n)
-            return CODE_OK
-        if large:
-            return CODE_REQUEST_TOO_LARGE
-        self.events.append(("request", ref.conn, ref.generation, ref.id, ref.size, kind, p[:n]))
+        if not batch and not KIND_PUT <= kind <= KIND_COMPACT:
+            return CODE_UNKNOWN_KIND
+        kv_arena_reset(&self.arena)
+        # As etcd: what is wrong with a request is said before that it is too large.
+        code = check_request(kind, p, n, self.max_txn_ops, &self.arena)
+        if self.arena.err:
+            raise MemoryError
+        if code or large:
+            return code if code else CODE_REQUEST_TOO_LARGE
+        if origin != NULL and origin.sequence != 0 and origin.session != 0:
+            self.add_client_group(ref, kind, origin, p, n)
+        else:
+            self.add_own(ref, kind, p, n)
         return CODE_OK
+
+    cdef uint64_t held_bytes(self) noexcept nogil:
+        return (self.open_bytes + self.own_body.n
+                + (self.batch.n if self.batch_groups else 0) + self.queue.bytes())
 
     # --- proposals ------------------------------------------------------------------------------
 
@@ -298,8 +148,8 @@ cdef class Front(ReadQueue):
         self.batch_groups += 1
         return 0
 
-    cdef int add_client_group(self, Ref *ref, int kind, uint64_t session, uint64_t sequence,
-                              uint64_t lowest, const uint8_t *p, size_t n) except -1:
+    cdef int add_client_group(self, const Ref *ref, int kind, const Origin *origin,
+                              const uint8_t *p, size_t n) except -1:
         cdef Slot *s = self.new_slot()
         cdef Group g
         cdef size_t at
@@ -307,19 +157,21 @@ cdef class Front(ReadQueue):
         s.count = 1
         s.one = ref[0]
         g.flags = FLAG_CLIENT_SESSION
-        g.session = session
-        g.sequence = sequence
-        g.lowest = lowest
+        g.session = origin.session
+        g.sequence = origin.sequence
+        g.lowest = origin.lowest
         g.member = self.member
         g.incarnation = self.incarnation
         g.slot = s.number
-        g.user = self.conns[ref.conn].user
+        g.user = origin.user
         self.open_batch()
         at = env_open_group(&self.batch, &g)
         env_add_request(&self.batch, at, <uint8_t> kind, 0, p, n)
+        if self.batch.n > self.soft_bytes:
+            self.seal()
         return 0
 
-    cdef int add_own(self, Ref *ref, int kind, const uint8_t *p, size_t n) except -1:
+    cdef int add_own(self, const Ref *ref, int kind, const uint8_t *p, size_t n) except -1:
         cdef uint8_t *d = kv_buf_grow(&self.own_body, 8 + n)
         if d == NULL:
             raise MemoryError
@@ -330,6 +182,8 @@ cdef class Front(ReadQueue):
         if n:
             memcpy(d + 8, p, n)
         self.own_refs.push_back(ref[0])
+        if self.own_body.n > self.soft_bytes:
+            self.seal()
         return 0
 
     cdef int close_own(self) except -1:
@@ -370,32 +224,40 @@ cdef class Front(ReadQueue):
         kv_buf_trim(&self.own_body, 1 << 20)
         return 0
 
-    def take_proposal(self):
-        """(number, batch) of everything gathered since the last call, or None.
-
-        The caller keeps the bytes until `take_finished` names the number, and proposes them again
-        after a death.
-        """
+    cdef int seal(self) except -1:
+        """What has gathered becomes a proposal."""
         cdef Proposal made
         self.close_own()
         if self.batch_groups == 0:
-            return None
+            return 0
         if self.batch.err:
             raise MemoryError
         env_set_groups(&self.batch, 0, self.batch_groups)
         made.left = self.batch_groups
         made.size = self.batch.n
-        data = self.batch.p[:self.batch.n]
-        number = self.proposal_next
+        self.sealed.append((self.proposal_next, self.batch.p[:self.batch.n]))
         self.proposals[self.proposal_next] = made
         self.open_bytes += made.size
         self.proposal_next += 1
         self.batch_groups = 0
-        return number, data
+        return 0
+
+    def take_proposals(self) -> list:
+        """[(number, batch)] of everything gathered since the last call.
+
+        The caller keeps the bytes until `take_finished` names the number, and proposes them again
+        after a death.
+        """
+        self.seal()
+        if not self.sealed:
+            return []
+        out = self.sealed
+        self.sealed = []
+        return out
 
     @property
     def gathered_bytes(self) -> int:
-        """Bytes of the proposal being gathered."""
+        """Bytes of the proposal being gathered, without what is sealed."""
         return self.batch.n * (self.batch_groups > 0) + self.own_body.n
 
     @property
@@ -404,18 +266,14 @@ cdef class Front(ReadQueue):
         return self.own_open.size()
 
     def propose(self, uint32_t token, int kind, const unsigned char[::1] body not None) -> None:
-        """A request of Python's own; its result comes as the event ("own", token, code, body)."""
-        cdef Ref ref
-        ref.conn = NO_CONN
-        ref.generation = 0
-        ref.id = token
-        ref.size = 0
-        self.add_own(&ref, kind, &body[0] if body.shape[0] else NULL, body.shape[0])
+        """A request of Python's own; its result is among the own sink's answers, by `token`."""
+        self.propose_for(self.own, 0, 0, token, 0, kind, body)
 
-    def propose_for(self, uint32_t number, uint32_t generation, uint32_t rid, uint32_t size,
-                    int kind, const unsigned char[::1] body not None) -> None:
-        """A connection's request that came as an event and goes into the log after all."""
+    def propose_for(self, Sink sink not None, uint32_t number, uint32_t generation, uint32_t rid,
+                    uint32_t size, int kind, const unsigned char[::1] body not None) -> None:
+        """A client's request that came to Python and goes into the log after all."""
         cdef Ref ref
+        ref.sink = sink.number
         ref.conn = number
         ref.generation = generation
         ref.id = rid
@@ -454,12 +312,14 @@ cdef class Front(ReadQueue):
             i = 0
             res_results(&g, &rr, &left)
             while res_next(&rr, &left, &q) == ENV_ITEM and i < s.count:
-                self.answer_ref(&refs[i], g.code if g.state == STATE_REFUSED else q.code,
-                                g.state, q.body.p, q.body.n)
+                self.sinks.of(&refs[i]).answer(
+                    &refs[i], g.code if g.state == STATE_REFUSED else q.code, g.state,
+                    q.body.p, q.body.n)
                 i += 1
             while i < s.count:
-                self.answer_ref(&refs[i], g.code if g.state == STATE_REFUSED
-                                else CODE_UNAVAILABLE, g.state, NULL, 0)
+                self.sinks.of(&refs[i]).answer(
+                    &refs[i], g.code if g.state == STATE_REFUSED else CODE_UNAVAILABLE, g.state,
+                    NULL, 0)
                 i += 1
             self.end_slot(s)
         if verdict < 0:
@@ -508,5 +368,5 @@ cdef class Front(ReadQueue):
                 continue
             refs = s.many if s.many != NULL else &s.one
             for i in range(s.count):
-                self.answer_ref(&refs[i], code, STATE_REFUSED, NULL, 0)
+                self.sinks.of(&refs[i]).answer(&refs[i], code, STATE_REFUSED, NULL, 0)
             self.end_slot(s)

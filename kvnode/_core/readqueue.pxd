@@ -1,13 +1,13 @@
 # distutils: language = c++
-"""Reads of a gateway's native listener: their barrier, their answers. See readqueue.pyx."""
+"""Reads of a gateway: their barrier, their answers. See readqueue.pyx."""
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport uint8_t
 from libcpp.vector cimport vector
 
 from kvnode._core.buf cimport kv_buf
-from kvnode._core.conns cimport Conn, Conns, Ref
 from kvnode._core.etcdpb cimport RangeReq, RespHeader
 from kvnode._core.ranges cimport RangeReader, RangeState
+from kvnode._core.sink cimport Ref, Sinks
 
 cdef struct ReadItem:
     Ref ref
@@ -31,21 +31,25 @@ cdef struct ReadSet:
     ReadItem *items
 
 
-cdef class ReadQueue(Conns):
+cdef class ReadQueue:
     cdef:
+        Sinks sinks
         ReadSet waiting
         ReadSet gathering
         ReadSet serial
         ReadSet held
-        vector[uint32_t] holders
+        vector[Ref] holders    # one of each client whose reads are held
         vector[LongRead *] longs
         RespHeader head
 
-    cdef int add_read(self, Ref *ref, bint serializable, const uint8_t *p, size_t n) except -1
+    # A checked Range request waits for its turn.
+    cdef int add_read(self, const Ref *ref, bint serializable, const uint8_t *p, size_t n) except -1
+    # bytes of reads that are not answered
+    cdef size_t bytes(self) noexcept nogil
     cdef int hold(self, ReadItem *item, const uint8_t *p) except -1
-    cdef bint release_held(self) except? True
     cdef int serve(self, RangeReader reader, ReadSet *s) except -1
     cdef int begin_long(self, RangeReader reader, ReadItem *item, const uint8_t *p) except -1
     cdef bint step_one(self, RangeReader reader, LongRead *r) except? True
     cdef int end_long(self, LongRead *r, int code) except -1
+    cdef int drop_long(self, LongRead *r) except -1
     cdef void free_long(self, LongRead *r) noexcept nogil

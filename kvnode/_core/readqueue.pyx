@@ -1,8 +1,8 @@
 # distutils: language = c++
-"""Reads of a gateway's native listener: they gather, get a barrier, are answered in slices.
+"""Reads of a gateway: they gather, get a barrier, are answered in slices.
 
-Role: the middle floor of the native front. Python (procs/gateway) asks for barriers and hands in
-snapshots; which read is answered when is decided here.
+Role: what a Range meets behind the front, whichever door it came through. Python (procs/gateway)
+asks for barriers and hands in snapshots; which read is answered when is decided here.
 
 Invariants:
   1. Reads wait in two sets: `waiting` has its barrier, `gathering` came after that barrier began
@@ -13,18 +13,18 @@ Invariants:
 
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 from libcpp.vector cimport vector
 
 from kvnode._core.buf cimport kv_buf_free, kv_buf_trim, kv_put_bytes
 from kvnode._core.codes cimport *
-from kvnode._core.conns cimport NO_CONN, Conn, Ref
 from kvnode._core.envelope cimport STATE_EXECUTED
 from kvnode._core.etcdpb cimport RangeReq, decode_range
 from kvnode._core.ranges cimport (
     RANGE_MORE, RangeReader, range_free, range_init, range_step, reader_serve,
 )
 from kvnode._core.records cimport REC_CORRUPT, REC_NOMEM, REC_NONE, REC_OK
+from kvnode._core.sink cimport Ref, Sink, Sinks
 
 cdef enum:
     SLICE_WORK = 10000           # units of 100 ns: a slice of a long read lasts about 1 ms
@@ -56,10 +56,16 @@ cdef int read_add(
     return 0 if not s.bodies.err else -1
 
 
-cdef class ReadQueue(Conns):
-    """Reads over the connections' table; arguments as Conns', and the ids that answers carry."""
+cdef void read_clear(ReadSet *s) noexcept nogil:
+    s.n = 0
+    kv_buf_trim(&s.bodies, 1 << 20)
 
-    def __cinit__(self, functions, socket, *, member, cluster, **_):
+
+cdef class ReadQueue:
+    """Reads that are answered into `sinks`; `member` and `cluster` are ids that answers carry."""
+
+    def __cinit__(self, Sinks sinks not None, *, member, cluster):
+        self.sinks = sinks
         self.head.member_id = member
         self.head.cluster_id = cluster
 
@@ -80,53 +86,57 @@ cdef class ReadQueue(Conns):
         """The Raft term that answers to reads carry."""
         self.head.raft_term = term
 
-    def flush(self) -> bool:
-        """Sends what is packed; True while a socket did not take everything or reads are held."""
-        cdef bint left = self.send_packed()
-        return self.release_held() or left
-
-    cdef int add_read(self, Ref *ref, bint serializable, const uint8_t *p, size_t n) except -1:
-        """A checked Range request waits for its turn."""
+    cdef int add_read(self, const Ref *ref, bint serializable, const uint8_t *p,
+                      size_t n) except -1:
         if read_add(&self.serial if serializable else &self.gathering, ref[0], serializable,
                     p, n) < 0:
             raise MemoryError
         return 0
 
+    cdef size_t bytes(self) noexcept nogil:
+        return (self.waiting.bodies.n + self.gathering.bodies.n + self.serial.bodies.n
+                + self.held.bodies.n)
+
     cdef int hold(self, ReadItem *item, const uint8_t *p) except -1:
         """A read waits until its client has taken answers."""
-        cdef Conn *c = self.conns[item.ref.conn]
-        if not c.held:
-            c.held = True
-            self.holders.push_back(item.ref.conn)
+        if self.sinks.of(&item.ref).mark_held(&item.ref):
+            self.holders.push_back(item.ref)
         if read_add(&self.held, item.ref, item.serializable, p, item.n) < 0:
             raise MemoryError
         return 0
 
-    cdef bint release_held(self) except? True:
-        """Held reads gather again once a client has taken answers; True while there are any."""
+    def release_held(self) -> bool:
+        """Held reads gather again once a client has taken answers. True: try again soon."""
         cdef size_t i
         cdef ReadItem *item
-        cdef Conn *c
-        cdef bint some = False
-        if self.held.n == 0:
-            return False
+        cdef ReadSet old
+        cdef Sink sink
+        cdef bint some = False, soon = False
         for i in range(self.holders.size()):
-            c = self.conns[self.holders[i]]
-            some = some or not c.used or not self.full(c)
+            sink = self.sinks.of(&self.holders[i])
+            if not sink.alive(&self.holders[i]) or not sink.full(&self.holders[i]):
+                some = True
+                break
+            soon = soon or not sink.wakes
         if not some:
-            return True
+            return soon
         for i in range(self.holders.size()):
-            self.conns[self.holders[i]].held = False
+            self.sinks.of(&self.holders[i]).unmark_held(&self.holders[i])
         self.holders.clear()
-        for i in range(self.held.n):
-            item = &self.held.items[i]
-            c = self.conns[item.ref.conn]
-            if c.used and c.generation == item.ref.generation:
-                if read_add(&self.gathering, item.ref, item.serializable,
-                            self.held.bodies.p + item.at, item.n) < 0:
-                    raise MemoryError
-        self.held.n = 0
-        kv_buf_trim(&self.held.bodies, 1 << 20)
+        old = self.held
+        memset(&self.held, 0, sizeof(ReadSet))
+        for i in range(old.n):
+            item = &old.items[i]
+            sink = self.sinks.of(&item.ref)
+            if not sink.alive(&item.ref):
+                continue
+            if sink.full(&item.ref):
+                self.hold(item, old.bodies.p + item.at)
+            elif read_add(&self.gathering, item.ref, item.serializable,
+                          old.bodies.p + item.at, item.n) < 0:
+                raise MemoryError
+        kv_buf_free(&old.bodies)
+        free(old.items)
         return True
 
     # --- reads ----------------------------------------------------------------------------------
@@ -165,38 +175,36 @@ cdef class ReadQueue(Conns):
     def refuse_waiting(self, int code) -> None:
         """Answers the waiting reads with a refusal (no leader, stopping)."""
         cdef size_t i
+        cdef Ref *ref
         for i in range(self.waiting.n):
-            self.answer_ref(&self.waiting.items[i].ref, code, STATE_EXECUTED, NULL, 0)
-        self.waiting.n = 0
-        kv_buf_trim(&self.waiting.bodies, 1 << 20)
+            ref = &self.waiting.items[i].ref
+            self.sinks.of(ref).answer(ref, code, STATE_EXECUTED, NULL, 0)
+        read_clear(&self.waiting)
 
     cdef int serve(self, RangeReader reader, ReadSet *s) except -1:
-        cdef size_t i, at, body_at
+        cdef size_t i
         cdef ReadItem *item
-        cdef Conn *c
+        cdef Sink sink
+        cdef kv_buf *out
         cdef const uint8_t *p
         cdef RangeReq req
         cdef int code
         for i in range(s.n):
             item = &s.items[i]
-            if item.ref.conn == NO_CONN:
-                continue
-            c = self.conns[item.ref.conn]
-            if not c.used or c.generation != item.ref.generation:
+            sink = self.sinks.of(&item.ref)
+            if not sink.alive(&item.ref):
                 continue
             p = s.bodies.p + item.at
-            if self.full(c):
+            if sink.full(&item.ref):
                 self.hold(item, p)
                 continue
             if decode_range(p, item.n, &req) == CODE_OK and req.range_end.n:
                 self.begin_long(reader, item, p)
                 continue
-            at = self.open_answer(c, &item.ref)
-            body_at = c.out.n
-            code = reader_serve(reader, KIND_RANGE, p, item.n, &self.head, &c.out)
-            self.close_answer(c, &item.ref, at, body_at, code)
-        s.n = 0
-        kv_buf_trim(&s.bodies, 1 << 20)
+            out = sink.open_answer(&item.ref)
+            code = reader_serve(reader, KIND_RANGE, p, item.n, &self.head, out)
+            sink.close_answer(&item.ref, code)
+        read_clear(s)
         return 0
 
     # --- long reads -----------------------------------------------------------------------------
@@ -208,7 +216,7 @@ cdef class ReadQueue(Conns):
         if r == NULL:
             raise MemoryError
         r.ref = item.ref
-        self.conns[r.ref.conn].longs += 1
+        self.sinks.of(&r.ref).count_long(&r.ref, 1)
         kv_put_bytes(&r.body, p, item.n)
         if r.body.err:
             free(r)
@@ -244,15 +252,18 @@ cdef class ReadQueue(Conns):
         return True
 
     cdef int end_long(self, LongRead *r, int code) except -1:
-        self.answer_ref(&r.ref, code, STATE_EXECUTED, r.out.p if code == CODE_OK else NULL,
-                        r.out.n if code == CODE_OK else 0)
+        self.sinks.of(&r.ref).answer(&r.ref, code, STATE_EXECUTED,
+                                     r.out.p if code == CODE_OK else NULL,
+                                     r.out.n if code == CODE_OK else 0)
+        self.drop_long(r)
+        return 0
+
+    cdef int drop_long(self, LongRead *r) except -1:
+        self.sinks.of(&r.ref).count_long(&r.ref, -1)
         self.free_long(r)
         return 0
 
     cdef void free_long(self, LongRead *r) noexcept nogil:
-        cdef Conn *c = self.conns[r.ref.conn]
-        if c.generation == r.ref.generation and c.longs:
-            c.longs -= 1
         range_free(&r.state)
         kv_buf_free(&r.body)
         kv_buf_free(&r.out)
@@ -263,13 +274,11 @@ cdef class ReadQueue(Conns):
         cdef vector[LongRead *] todo
         cdef size_t i
         cdef LongRead *r
-        cdef Conn *c
         todo.swap(self.longs)
         for i in range(todo.size()):
             r = todo[i]
-            c = self.conns[r.ref.conn]
-            if not c.used or c.generation != r.ref.generation:
-                self.free_long(r)
+            if not self.sinks.of(&r.ref).alive(&r.ref):
+                self.drop_long(r)
             elif not self.step_one(reader, r):
                 self.longs.push_back(r)
         return self.longs.size() > 0

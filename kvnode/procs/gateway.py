@@ -1,21 +1,32 @@
 """The gateway: clients in, proposals and reads out, answers back.
 
-Role: one process that serves clients. The native front (`_core/front`) does what is per request;
-here stands what is per turn of the loop and per connection: sessions, proposals kept until they
-are answered, read barriers, links to consensus and applier, administration.
-Started by: the supervisor. Owns: the ROUTER socket of `--listen-zmq-urls`, a read-only map.
+Role: one process that serves clients. What is per request is Cython: the doors read clients
+(`nativedoor` ZeroMQ), `_core/front` packs writes and matches results, `_core/readqueue` answers
+reads, and each answer goes to the sink of its door. Here stands what is per turn of the loop:
+the gateway's session, proposals kept until they are answered, read barriers, snapshots, links to
+consensus and applier.
+Started by: the supervisor. Owns: a read-only map.
 
-Life of a write: `on_socket` drains messages into one proposal, `pump` sends it to consensus and
-keeps its bytes in `open`; RESULTS from the applier are matched to it; `flush` sends the answers.
+Life of a write: a door hands the request to the front, `pump` sends what has gathered to consensus
+as one proposal and keeps its bytes in `open`; RESULTS from the applier are matched to it; the
+sinks send the answers.
 Life of a read: `pump` begins a barrier (the shared word for a sole voter, else a round of
-consensus), and when this member has applied that index, the front answers from a new snapshot.
+consensus), and when this member has applied that index, it is answered from a new snapshot.
+
+Hooks, for doors and for what lives beside key-value requests (watches, leases):
+  on_head     (reader) in a turn after frames of the applier, before answers leave
+  on_turn     () each turn, before answers leave; `snapshot()` is there for it, `soon()` asks for
+              another turn
+  on_serving  () once: the session is open, clients may be read
+  on_drain    () once, at SIGTERM; then `busy` () is asked until none says True, a bounded time
 
 Invariants:
   1. A proposal stays in `open` until all its groups are answered, and exactly these bytes are
      proposed again after a death of consensus or applier: the sessions' windows make that safe.
   2. An incarnation's session is registered before the first client is read.
   3. A read's barrier begins after the read arrived.
-  4. Above OPEN_BYTES_MAX of unanswered proposals no client is read.
+  4. The session's window is never exceeded: above OWN_OPEN_MAX sequences requests gather.
+  5. A snapshot ends with its turn: an idle gateway pins no pages.
 """
 
 from __future__ import annotations
@@ -28,109 +39,31 @@ import sys
 from collections.abc import Callable
 
 import uvloop
-import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from kvnode._core.front import Front
 from kvnode._core.ranges import RangeReader
+from kvnode._core.readqueue import ReadQueue
 from kvnode._core.sharedword import COMMIT, READING, SOLE, TERM, SharedWords
+from kvnode._core.sink import OwnSink, Sinks
 from kvnode.base.codes import Code, Kind
 from kvnode.base.failpoint import hit
-from kvnode.base.limits import (
-    ENTRY_BYTES_MAX,
-    MIB,
-    PROPOSAL_BYTES_SOFT,
-    SESSION_WINDOW,
-)
-from kvnode.env.clock import monotonic_us, random_u64
-from kvnode.env.link import GONE, KINDS, Endpoint, Message, Peer
+from kvnode.base.limits import ENTRY_BYTES_MAX, MIB
+from kvnode.env.clock import random_u64
+from kvnode.env.link import Message
 from kvnode.env.lmdbstore import LmdbStore
 from kvnode.env.store import open_for_read
-from kvnode.env.zmqlib import functions
-from kvnode.procs.greeting import CREDIT_BYTES, Greeter
+from kvnode.procs.nativedoor import OWN_OPEN_MAX, NativeDoor
 from kvnode.procs.process import Start, begin
+from kvnode.procs.wires import Wire
 from kvnode.wire.frames import ONE, PAIR, QUAD, Frame, Hello, Role
 
 log = logging.getLogger("gateway")
 
-OPEN_BYTES_MAX = 96 * MIB
-HOARD_BYTES = ENTRY_BYTES_MAX + CREDIT_BYTES
-OWN_OPEN_MAX = SESSION_WINDOW // 2
-RECONNECT_SECONDS = 0.003
-SWEEP_SECONDS = 1.0
-HOARD_SECONDS = 0.05
 FULL_SECONDS = 0.2
 STUCK_SECONDS = 1.0
-HELLO_US = 5_000_000
-SILENT_US = 60_000_000
+BLOCKED_SECONDS = 0.001
 DRAIN_SECONDS = 1.5
 _OWN_SESSION_TOKEN = 1
-
-
-class Wire:
-    """A connection to consensus or applier that is made again after it broke."""
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        kind: str,
-        path: str,
-        hello: bytes,
-        on_message: Callable[[Message], None],
-        on_up: Callable[[], None],
-        on_down: Callable[[], None],
-    ) -> None:
-        self.loop = loop
-        self.endpoint_type = KINDS[kind]
-        self.path = path
-        self.hello = hello
-        self.on_message = on_message
-        self.on_up = on_up
-        self.on_down = on_down
-        self.endpoint: Endpoint | None = None
-        self.peer: Peer | None = None
-        self.at_end: Callable[[], None] = lambda: None
-
-    def connect(self) -> None:
-        """Connects now, or tries again soon."""
-        made = self.endpoint_type.connect(self.path)
-        if made is None:
-            self.loop.call_later(RECONNECT_SECONDS, self.connect)
-            return
-        self.endpoint, self.peer = made
-        self.loop.add_reader(self.endpoint.fileno(), self.on_readable)
-        self.endpoint.send(self.peer, Frame.HELLO, self.hello)
-        self.on_up()
-        self.on_readable()
-
-    def on_readable(self) -> None:
-        """Hands over every frame, then ends the turn."""
-        while self.endpoint is not None:
-            for message in self.endpoint.receive():
-                if message.kind == GONE:
-                    self._lost()
-                    return
-                self.on_message(message)
-            if self.endpoint is None or not self.endpoint.pending():
-                break
-        self.at_end()
-
-    def _lost(self) -> None:
-        assert self.endpoint is not None
-        self.loop.remove_reader(self.endpoint.fileno())
-        self.endpoint.close()
-        self.endpoint = self.peer = None
-        self.on_down()
-        self.connect()
-
-    def send(self, kind: int, *parts: bytes) -> bool:
-        """Sends one frame; False while there is nobody."""
-        if self.endpoint is None or self.peer is None:
-            return False
-        self.endpoint.send(self.peer, kind, *parts)
-        if self.endpoint.pending():
-            self.loop.call_soon(self.on_readable)
-        return True
 
 
 class Gateway:
@@ -159,61 +92,48 @@ class Gateway:
         self.barrier_open = False
         self.calls: dict[int, Callable[[int, bytes], None]] = {}
         self.next_token = _OWN_SESSION_TOKEN + 1
-        self.socket = self._bind()
+        self.turn_due = False
+        self.snapshot_open = False
+        self.head_moved = False
+        self.on_head: list[Callable[[RangeReader], None]] = []
+        self.on_turn: list[Callable[[], None]] = []
+        self.on_serving: list[Callable[[], None]] = []
+        self.on_drain: list[Callable[[], None]] = []
+        self.busy: list[Callable[[], bool]] = []
         batch_max = min(ENTRY_BYTES_MAX, max(config.max_request_bytes, 16 * MIB))
+        self.sinks = Sinks()
+        self.own = OwnSink()
+        self.sinks.add(self.own)
+        self.reads = ReadQueue(self.sinks, member=start.member, cluster=start.cluster)
         self.front = Front(
-            functions(),
-            self.socket.underlying,
+            self.sinks,
+            self.own,
+            self.reads,
             member=start.member,
-            cluster=start.cluster,
             incarnation=self.incarnation,
             max_request_bytes=config.max_request_bytes,
             max_batch_bytes=batch_max,
             max_txn_ops=config.max_txn_ops,
         )
-        self.greeter = Greeter(self, batch_max)
+        self.native = NativeDoor(self, batch_max)
+        self.on_serving.append(self.native.serve)
         hello = Hello(Role.GATEWAY, os.getpid(), self.incarnation).encode()
         self.consensus = Wire(
             loop, config.link, start.layout.consensus_socket, hello,
-            self.on_consensus, self.on_consensus_up, self.on_consensus_down,
+            self.on_consensus, self.on_consensus_up, self.on_consensus_down, self.end_turn,
         )
         self.applier = Wire(
             loop, config.link, start.layout.applier_socket, hello,
-            self.on_applier, self.on_applier_up, self.greeter.on_applier_down,
+            self.on_applier, self.on_applier_up, self.native.greeter.on_applier_down,
+            self.end_turn,
         )
-        self.consensus.at_end = self.end_turn
-        self.applier.at_end = self.end_turn
-
-    def _bind(self) -> zmq.Socket[bytes]:
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-        sock = context.socket(zmq.ROUTER)
-        sock.setsockopt(zmq.LINGER, 200)
-        sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        sock.setsockopt(zmq.SNDHWM, 64)
-        sock.setsockopt(zmq.RCVHWM, 1024)
-        sock.setsockopt(zmq.MAXMSGSIZE, ENTRY_BYTES_MAX)
-        sock.setsockopt(zmq.HANDSHAKE_IVL, 5000)
-        sock.setsockopt(zmq.TCP_KEEPALIVE, 1)
-        sock.setsockopt(zmq.BACKLOG, 1024)
-        sock.setsockopt(zmq.IPV6, 1)
-        self.monitor = sock.get_monitor_socket(
-            zmq.EVENT_ACCEPTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED
-        )
-        for url, fd in self.start.listeners.items():
-            # The supervisor's listening socket: libzmq takes the descriptor over.
-            sock.setsockopt(zmq.USE_FD, fd)
-            sock.bind(url)
-        return sock
 
     def run(self) -> None:
         """Connects to the node's other processes; the session opens when consensus is there."""
         self.consensus.connect()
         self.applier.connect()
-        self.loop.call_later(SWEEP_SECONDS, self.sweep)
-        self.loop.add_reader(self.monitor.FD, self.on_monitor)
-        # Edge-triggered: its descriptor speaks only after somebody has found it empty.
-        self.on_monitor()
-        self.loop.call_later(HOARD_SECONDS, self.end_hoarders)
+        self.native.run()
+        self.loop.call_later(STUCK_SECONDS, self.watch_progress)
 
     # --- own session ----------------------------------------------------------------------------
 
@@ -231,15 +151,16 @@ class Gateway:
                 raise RuntimeError(f"the gateway's session was refused: {Code(code).name}")
             self.front.set_session(session)
             self.session_ready = True
-            self.loop.add_reader(self.socket.FD, self.on_socket)
-            self.on_socket()
+            for hook in self.on_serving:
+                hook()
             log.info(
                 "gateway serves",
                 extra={"fields": {"listen-zmq-urls": list(self.start.listeners)}},
             )
             self.start.ready()
 
-        self.propose(Kind.SESSION_OPEN, self.greeter.session_open(session, gateway=True), opened)
+        body = self.native.greeter.session_open(session, gateway=True)
+        self.propose(Kind.SESSION_OPEN, body, opened)
 
     def propose(self, kind: int, body: bytes, done: Callable[[int, bytes], None]) -> None:
         """A request of the gateway's own; `done(code, response)` is called once."""
@@ -249,85 +170,63 @@ class Gateway:
         self.front.propose(token, kind, body)
         self.pump()
 
-    # --- clients --------------------------------------------------------------------------------
+    # --- turns ----------------------------------------------------------------------------------
 
-    def on_socket(self) -> None:
-        """The ROUTER's descriptor is edge-triggered: read until it is empty or there is enough.
-
-        Empty means found empty after the last answer left: a send takes the edge of what came
-        meanwhile.
-        """
-        if not self.session_ready or self.stopping:
-            return
-        front = self.front
-        pumped = False
-        while True:
-            if (
-                front.open_bytes + front.gathered_bytes > OPEN_BYTES_MAX
-                or front.own_open_count > OWN_OPEN_MAX
-            ):
-                self.pump()
-                return
-            count = front.drain(monotonic_us(), 2048)
-            hit("drain")
-            if count == 0:
-                if pumped:
-                    return
-                self.pump()
-                pumped = True
-            else:
-                pumped = False
-                if front.gathered_bytes > PROPOSAL_BYTES_SOFT:
-                    self.pump()
+    def soon(self) -> None:
+        """A door has taken requests, or there is room for answers: one turn for all that comes
+        in this round of the loop."""
+        if not self.turn_due:
+            self.turn_due = True
+            self.loop.call_soon(self.end_turn)
 
     def end_turn(self) -> None:
-        """After frames of the other processes: answers leave, then the socket is asked.
+        """After frames of the other processes: answers leave, then the native socket is asked.
 
         Sending takes note of what arrived meanwhile, and its descriptor stays quiet about it.
         """
+        self.turn_due = False
         self.pump()
-        self.on_socket()
+        self.native.on_socket()
 
     def pump(self) -> None:
-        """The end of a turn: events, the proposal, the reads, the answers."""
-        front = self.front
-        while events := front.take_events():
-            for event in events:
-                self.on_event(event)
-        made = front.take_proposal()
-        if made is not None:
-            number, batch = made
+        """The end of a turn: events, the proposals, the reads, the answers."""
+        while self.native.take_events() or self.take_own():
+            pass
+        self.propose_gathered()
+        if self.reader is not None:
+            self.serve_reads(self.reader)
+            if self.head_moved:
+                self.head_moved = False
+                for on_head in self.on_head:
+                    on_head(self.snapshot())
+            for on_turn in self.on_turn:
+                on_turn()
+            self.end_snapshot()
+        blocked = self.sinks.flush()
+        if self.reads.release_held() or blocked:
+            self.loop.call_later(BLOCKED_SECONDS, self.end_turn)
+        hit("flushed")
+
+    def take_own(self) -> bool:
+        """Answers to the gateway's own requests; whether there was any."""
+        answers = self.own.take_answers()
+        for token, code, body in answers:
+            done = self.calls.pop(token, None)
+            if done is not None:
+                done(code, body)
+        return bool(answers)
+
+    def propose_gathered(self) -> None:
+        """Writes that have gathered go to consensus, and are kept."""
+        if self.front.own_open_count > OWN_OPEN_MAX:
+            return
+        for number, batch in self.front.take_proposals():
             if not self.open:
                 self.progress = self.loop.time()
             self.open[number] = batch
             if not hit("proposal"):
                 self.consensus.send(Frame.PROPOSE, batch)
             hit("proposed")
-        if self.reader is not None:
-            if front.reads_serializable:
-                self.reader.refresh()
-                front.serve_serializable(self.reader)
-            self.advance_reads()
-            if front.long_reads:
-                self.step_long()
-            # An idle gateway would keep its last snapshot's pages from being used again.
-            self.reader.close()
-        if front.flush():
-            self.loop.call_later(0.001, self.end_turn)
-        hit("flushed")
-
-    def on_event(self, event: tuple) -> None:  # type: ignore[type-arg]
-        """What the front leaves to Python."""
-        kind = event[0]
-        if kind == "own":
-            _, token, code, body = event
-            done = self.calls.pop(token, None)
-            if done is not None:
-                done(code, body)
-        elif kind == "hello":
-            self.greeter.on_hello(*event[1:])
-        elif kind == "request":
-            self.greeter.on_request(*event[1:])
 
     def on_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """A programmer's error ends the process: the supervisor starts a sound one."""
@@ -338,15 +237,39 @@ class Gateway:
 
     # --- reads ----------------------------------------------------------------------------------
 
+    def snapshot(self, newest: bool = False) -> RangeReader:
+        """This turn's snapshot, taken when first asked for; `newest`: taken now."""
+        assert self.reader is not None
+        if newest or not self.snapshot_open:
+            self.reader.refresh()
+            self.snapshot_open = True
+        return self.reader
+
+    def end_snapshot(self) -> None:
+        """Lets go of this turn's snapshot, so that its pages can be used again."""
+        if self.snapshot_open:
+            self.snapshot_open = False
+            assert self.reader is not None
+            self.reader.close()
+
+    def serve_reads(self, reader: RangeReader) -> None:
+        """Answers what can be answered now."""
+        reads = self.reads
+        if reads.reads_serializable:
+            reads.set_term(self.words.get(TERM))
+            reads.serve_serializable(self.snapshot())
+        self.advance_reads()
+        if reads.long_reads:
+            self.step_long()
+
     def advance_reads(self) -> None:
         """Begins a barrier for gathered reads, answers those whose index is applied here."""
-        front = self.front
-        assert self.reader is not None
+        reads = self.reads
         while True:
-            if front.reads_waiting == 0:
-                if front.reads_gathering == 0:
+            if reads.reads_waiting == 0:
+                if reads.reads_gathering == 0:
                     return
-                front.begin_barrier()
+                reads.begin_barrier()
                 self.read_need = None
                 word = self.words.get(COMMIT)
                 if word & SOLE and not self.config.force_read_barrier:
@@ -357,20 +280,20 @@ class Gateway:
                 if not self.barrier_open:
                     self._ask_barrier()
                 return
-            self.reader.refresh()
-            if self.reader.applied_index < self.read_need:
-                return
-            front.set_term(self.words.get(TERM))
-            front.serve_waiting(self.reader)
+            reader = self.snapshot()
+            if reader.applied_index < self.read_need:
+                reader = self.snapshot(newest=True)
+                if reader.applied_index < self.read_need:
+                    return
+            reads.set_term(self.words.get(TERM))
+            reads.serve_waiting(reader)
 
     def step_long(self) -> None:
         """One slice of every long read, in a new snapshot; says which revisions are needed."""
-        assert self.reader is not None
-        self.reader.refresh()
-        more = self.front.step_long(self.reader)
-        self.words.set(READING + self.start.number, self.front.lowest_reading())
+        more = self.reads.step_long(self.snapshot())
+        self.words.set(READING + self.start.number, self.reads.lowest_reading())
         if more:
-            self.loop.call_soon(self.end_turn)
+            self.soon()
 
     def _ask_barrier(self) -> bool:
         self.barrier_id += 1
@@ -385,7 +308,7 @@ class Gateway:
             self.open_session()
             return
         self.propose_again()
-        if self.front.reads_waiting and self.read_need is None:
+        if self.reads.reads_waiting and self.read_need is None:
             self._ask_barrier()
 
     def propose_again(self) -> None:
@@ -441,8 +364,7 @@ class Gateway:
         self.greeted = False
 
     def _open_map(self) -> None:
-        if self.reader is not None:
-            self.reader.close()
+        self.end_snapshot()
         if self.store is not None:
             self.store.close()
         self.store, self.generation = open_for_read(
@@ -454,11 +376,13 @@ class Gateway:
         """A frame of the applier."""
         if message.kind == Frame.RESULTS:
             self.progress = self.loop.time()
+            self._on_news()
             self.front.on_results(message.payload)
             self.forget_finished()
             hit("results")
         elif message.kind == Frame.HEAD:
             _, _, _, generation = QUAD.unpack(message.payload)
+            self._on_news()
             if generation != self.generation:
                 self._open_map()
             if not self.greeted:
@@ -467,13 +391,17 @@ class Gateway:
                 self.greeted = True
                 self.propose_again()
         else:
-            self.greeter.on_applier(message)
+            self.native.greeter.on_applier(message)
+
+    def _on_news(self) -> None:
+        """The map has moved: this turn's snapshot is not to be an older one."""
+        self.head_moved = True
+        self.end_snapshot()
 
     # --- housekeeping ---------------------------------------------------------------------------
 
-    def sweep(self) -> None:
-        """Ends connections that never greeted or fell silent."""
-        self.front.expire(monotonic_us(), HELLO_US, SILENT_US)
+    def watch_progress(self) -> None:
+        """Says aloud when writes wait and nothing is acknowledged."""
         stuck = bool(self.open) and self.loop.time() - self.progress > STUCK_SECONDS
         if stuck and not self.stuck:
             log.error(
@@ -483,40 +411,25 @@ class Gateway:
         elif self.stuck and not stuck:
             log.info("writes are acknowledged again")
         self.stuck = stuck
-        self.loop.call_later(SWEEP_SECONDS, self.sweep)
-
-    def on_monitor(self) -> None:
-        """Connections come and go: their descriptors are watched for hoarded frames."""
-        while int(self.monitor.EVENTS) & zmq.POLLIN:
-            event = recv_monitor_message(self.monitor, zmq.NOBLOCK)
-            if event["event"] == zmq.EVENT_ACCEPTED:
-                self.front.watch(event["value"])
-            else:
-                self.front.unwatch(event["value"])
-
-    def end_hoarders(self) -> None:
-        """Bounds what libzmq holds of messages that never end."""
-        ended = self.front.end_hoarders(HOARD_BYTES)
-        if ended:
-            log.warning("connections ended", extra={"fields": {"count": ended,
-                        "why": "a message without an end, or more than their credit"}})
-        self.loop.call_later(HOARD_SECONDS, self.end_hoarders)
+        self.loop.call_later(STUCK_SECONDS, self.watch_progress)
 
     def stop(self) -> None:
         """Answers what was taken, then ends. Blocking: at most DRAIN_SECONDS."""
         if self.stopping:
             return
         self.stopping = True
+        for hook in self.on_drain:
+            hook()
         deadline = self.loop.time() + DRAIN_SECONDS
 
         def drained() -> None:
             self.pump()
-            if (self.open or self.front.reads_waiting) and self.loop.time() < deadline:
+            busy = any([ask() for ask in self.busy])
+            if (busy or self.open or self.reads.reads_waiting) and self.loop.time() < deadline:
                 self.loop.call_later(0.005, drained)
                 return
             self.words.set(READING + self.start.number, 0)
-            self.loop.remove_reader(self.monitor.FD)
-            self.loop.remove_reader(self.socket.FD)
+            self.native.stop()
             self.loop.stop()
 
         drained()
@@ -534,10 +447,7 @@ def main() -> None:
     loop.run_forever()
     if gateway.failed:
         sys.exit(1)
-    # Answers that libzmq still holds leave within the socket's linger time.
-    gateway.socket.disable_monitor()
-    gateway.socket.close()
-    zmq.Context.instance().destroy(0)
+    gateway.native.close()
 
 
 if __name__ == "__main__":

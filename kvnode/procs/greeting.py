@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from google.protobuf.message import DecodeError as ProtobufDecodeError
 
 from kvnode import __version__
+from kvnode._core.conns import Conns
 from kvnode._core.sharedword import APPLIED, COMMIT, DAMAGE, SOLE, TERM
 from kvnode.base.codes import Code, Kind
 from kvnode.base.limits import SESSION_WINDOW
@@ -36,8 +37,9 @@ HEARTBEAT_MS = 10_000
 class Greeter:
     """Rare requests of one gateway."""
 
-    def __init__(self, gateway: Gateway, batch_bytes_max: int) -> None:
+    def __init__(self, gateway: Gateway, conns: Conns, batch_bytes_max: int) -> None:
         self.gateway = gateway
+        self.conns = conns
         self.batch_bytes_max = batch_bytes_max
         self.defrags: dict[int, Callable[[int, bytes], None]] = {}
         self.defrag_id = 0
@@ -51,14 +53,14 @@ class Greeter:
 
     def on_hello(self, conn: int, generation: int, body: bytes) -> None:
         """Negotiates; opens a session when the client wants a new one."""
-        front = self.gateway.front
+        conns = self.conns
         try:
             hello = kvnodepb.Hello.FromString(body)
         except ProtobufDecodeError:
-            front.reject(conn, generation, Code.MALFORMED, b"HELLO")
+            conns.reject(conn, generation, Code.MALFORMED, b"HELLO")
             return
         if hello.version_min > PROTOCOL_VERSION or hello.version_max < PROTOCOL_VERSION:
-            front.reject(
+            conns.reject(
                 conn, generation, Code.MALFORMED,
                 f"this node speaks version {PROTOCOL_VERSION}".encode(),
             )
@@ -70,7 +72,7 @@ class Greeter:
 
         def opened(code: int, _: bytes) -> None:
             if code:
-                front.reject(conn, generation, code, b"no session")
+                conns.reject(conn, generation, code, b"no session")
             else:
                 self._greet(conn, generation, session)
 
@@ -91,7 +93,7 @@ class Greeter:
             max_txn_ops=gateway.config.max_txn_ops,
             heartbeat_ms=HEARTBEAT_MS,
         )
-        gateway.front.greet(
+        self.conns.greet(
             conn, generation, session, 0, CREDIT_BYTES, answer.SerializeToString()
         )
 
@@ -100,10 +102,10 @@ class Greeter:
     ) -> None:
         """A request that is not a key-value request."""
         gateway = self.gateway
-        front = gateway.front
+        conns = self.conns
 
         def answer(code: int, response: bytes) -> None:
-            front.answer(conn, generation, rid, size, code, response)
+            conns.answer_request(conn, generation, rid, size, code, response)
 
         if kind == Kind.STATUS:
             answer(Code.OK, self.status().SerializeToString())
@@ -114,7 +116,7 @@ class Greeter:
                 del self.defrags[self.defrag_id]
                 answer(Code.UNAVAILABLE, b"")
         elif kind in (Kind.ALARM, Kind.SESSION_CLOSE):
-            front.propose_for(conn, generation, rid, size, kind, body)
+            gateway.front.propose_for(conns, conn, generation, rid, size, kind, body)
         else:
             answer(Code.UNKNOWN_KIND, b"")
 
@@ -144,8 +146,7 @@ class Greeter:
         gateway = self.gateway
         revision = 0
         if gateway.reader is not None:
-            gateway.reader.refresh()
-            revision = gateway.reader.revision
+            revision = gateway.snapshot(newest=True).revision
         return rpcpb.ResponseHeader(
             cluster_id=gateway.start.cluster,
             member_id=gateway.start.member,
@@ -161,7 +162,7 @@ class Greeter:
         size, used = 0, 0
         if gateway.store is not None and gateway.reader is not None:
             # A map that has grown is adopted only while nothing is read.
-            gateway.reader.close()
+            gateway.end_snapshot()
             info = gateway.store.info()
             size = (info["last_page"] + 1) * gateway.store.page_bytes
             txn = gateway.store.begin_read()
