@@ -9,8 +9,8 @@ only.
 Invariants:
   1. A connection never has more unanswered request bytes than its credit: it is ended instead.
   2. A Ref is a connection's number and generation, and the client's own id of the request.
-  3. A connection has at most about OUT_BYTES_MAX of answers that its client has not taken: reads wait above
-     that (`full`), answers to writes above OUT_BYTES_END end the connection.
+  3. A connection has at most about OUT_BYTES_MAX of answers that its client has not taken: reads
+     wait above that (`full`), answers to writes above OUT_BYTES_END end the connection.
   4. What libzmq holds of a message without an end is bounded: `end_hoarders` compares what the
      kernel received with what libzmq delivered.
 
