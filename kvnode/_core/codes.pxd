@@ -16,8 +16,14 @@ cdef enum:
     KIND_SESSION_OPEN = 16   # body: kvnodepb.SessionOpen
     KIND_SESSION_CLOSE = 17  # body: kvnodepb.SessionClose
     KIND_ALARM = 18          # body: etcdserverpb.AlarmRequest
+    KIND_LEASE_GRANT = 19    # body: etcdserverpb.LeaseGrantRequest, id and least TTL filled in
+    KIND_LEASE_REVOKE = 20   # body: etcdserverpb.LeaseRevokeRequest
+    KIND_LEASE_CHECKPOINT = 21   # body: etcdserverpb.LeaseCheckpointRequest; consensus' own
     KIND_STATUS = 32         # body: etcdserverpb.StatusRequest; never in the log
     KIND_DEFRAG = 33         # body: etcdserverpb.DefragmentRequest; never in the log
+    KIND_LEASE_KEEP_ALIVE = 34   # body: etcdserverpb.LeaseKeepAliveRequest; never in the log
+    KIND_LEASE_TIME_TO_LIVE = 35 # body: etcdserverpb.LeaseTimeToLiveRequest; never in the log
+    KIND_LEASE_LEASES = 36       # body: etcdserverpb.LeaseLeasesRequest; never in the log
 
     # refusal codes; 0 is success
     CODE_OK = 0

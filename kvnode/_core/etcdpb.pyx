@@ -38,10 +38,11 @@ from kvnode._core.buf cimport (kv_arena_alloc, kv_buf_grow, kv_get_varint, kv_pu
 from kvnode._core.codes cimport (CODE_EMPTY_KEY, CODE_INVALID_SORT, CODE_KEY_NOT_FOUND,
                                  CODE_KEY_TOO_LONG, CODE_LEASE_PROVIDED, CODE_MALFORMED,
                                  CODE_NESTED_TOO_DEEP, CODE_OK, CODE_TOO_MANY_OPS,
-                                 CODE_UNAVAILABLE, CODE_UNKNOWN_KIND, CODE_VALUE_PROVIDED,
+                                 CODE_UNAVAILABLE, CODE_VALUE_PROVIDED,
                                  KIND_ALARM, KIND_COMPACT, KIND_DELETE_RANGE, KIND_PUT,
                                  KIND_PUT_BATCH, KIND_PUT_BATCH_ONE, KIND_RANGE,
                                  KIND_SESSION_CLOSE, KIND_SESSION_OPEN, KIND_TXN, KIND_TXN_BATCH)
+from kvnode._core.leasepb cimport check_lease_request
 from kvnode._core.pbfield cimport (bytes_field_size, int_field_size, next_bool, next_slice,
                                    next_tag, put_int_field, put_message_field, skip_field,
                                    write_bytes_field, write_int_field)
@@ -641,7 +642,7 @@ cdef int check_request(int kind, const uint8_t *p, size_t n, int64_t max_txn_ops
         return decode_session(p, n, &session)
     if kind == KIND_ALARM:
         return decode_alarm(p, n, &alarm)
-    return CODE_UNKNOWN_KIND
+    return check_lease_request(kind, p, n)
 
 
 # --- encoders -----------------------------------------------------------------------------------

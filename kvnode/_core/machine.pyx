@@ -94,7 +94,7 @@ from kvnode._core.sessions cimport (
     sessions_flush,
     sessions_load,
 )
-from kvnode._core.store cimport ST_NOTFOUND, ST_OK, TREE_META
+from kvnode._core.store cimport ST_NOTFOUND, ST_OK, TREE_LEASES, TREE_META
 from kvnode._core.writer cimport EVENT_MALFORMED, EVENT_OUTCOME, EVENT_REPEATED, fold_event
 
 from kvnode.base.errors import ConfigError, CorruptionError, DiskError
@@ -555,6 +555,7 @@ cdef class Machine:
         m.answering = answer
         with nogil:
             reset_outs(m)
+            kv_buf_trim(&m.x.leases, OUT_KEEP)
             rc = apply_all(m, p, n)
         if rc != REC_OK:
             self.fail(rc, f"applying entry {m.x.index}")
@@ -584,6 +585,24 @@ cdef class Machine:
         if rc != REC_OK:
             self.fail(rc, f"freeing at revision {m.x.cursor_main}")
         return bool(freeing_pending(&m.x, limit))
+
+    @property
+    def lease_events(self):
+        """LeaseEvent rows (leases.pxd) of what the last call of apply did to leases."""
+        cdef Loop *m = self.loop
+        return (<char *>m.x.leases.p)[:m.x.leases.n] if m.x.leases.n else b""
+
+    def lease_count(self):
+        """Leases that are there. Blocking: a read transaction."""
+        cdef const Loop *m = self.loop
+        cdef uint64_t n
+        cdef void *txn
+        self.check()
+        if m.x.w.ops.begin_read(m.x.w.ops.env, &txn) != ST_OK:
+            self.fail(REC_FAILED, "counting leases")
+        n = m.x.w.ops.entries(txn, TREE_LEASES)
+        m.x.w.ops.end_read(txn)
+        return n
 
     @property
     def applied_index(self):

@@ -10,10 +10,13 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from kvnode._core.buf cimport (kv_arena, kv_arena_free, kv_arena_init, kv_arena_reset, kv_buf,
                                kv_buf_clear, kv_buf_free, kv_buf_grow, kv_buf_init, kv_put_bytes,
-                               kv_put_u8, kv_put_varint, kv_slice, kv_varint_size,
-                               kv_varint_write)
+                               kv_put_u8, kv_put_varint, kv_rd, kv_rd_init, kv_slice,
+                               kv_varint_size, kv_varint_write)
 from kvnode._core.codes cimport *
 from kvnode._core.etcdpb cimport *
+from kvnode._core.leasepb cimport (LeaseCheckpoint, LeaseReq, check_lease_request, decode_lease,
+                                   decode_lease_grant, next_checkpoint, put_checkpoint,
+                                   put_lease_grant, put_lease_revoke)
 from kvnode._core.pbfield cimport (bytes_field_size, int_field_size, put_bytes_field,
                                    put_int_field, put_message_field, write_bytes_field,
                                    write_int_field)
@@ -52,6 +55,32 @@ def encode_put(bytes key not None, bytes value not None, int64_t lease=0, bint p
     put_int_field(&b, 0x20, prev_kv)
     put_int_field(&b, 0x28, ignore_value)
     put_int_field(&b, 0x30, ignore_lease)
+    return take(&b)
+
+
+def encode_lease_grant(int64_t ttl, int64_t id=0):
+    """LeaseGrantRequest as bytes."""
+    cdef kv_buf b
+    kv_buf_init(&b)
+    put_lease_grant(&b, id, ttl)
+    return take(&b)
+
+
+def encode_lease(int64_t id, bint keys=False):
+    """LeaseRevokeRequest, LeaseKeepAliveRequest or LeaseTimeToLiveRequest as bytes."""
+    cdef kv_buf b
+    kv_buf_init(&b)
+    put_lease_revoke(&b, id)
+    put_int_field(&b, 0x10, keys)
+    return take(&b)
+
+
+def encode_checkpoints(points):
+    """LeaseCheckpointRequest of (id, remaining seconds) pairs."""
+    cdef kv_buf b
+    kv_buf_init(&b)
+    for id, remaining in points:
+        put_checkpoint(&b, id, remaining)
     return take(&b)
 
 
@@ -271,6 +300,26 @@ cdef dict txn_view(const TxnReq *r):
             "failure": [op_view(&r.failure[i]) for i in range(r.failure_n)]}
 
 
+cdef tuple lease_one(int kind, kv_slice s):
+    cdef LeaseCheckpoint point
+    cdef LeaseReq lease
+    cdef kv_rd r
+    cdef int code = check_lease_request(kind, s.p, s.n)
+    if code:
+        return code, None
+    if kind == KIND_LEASE_GRANT:
+        decode_lease_grant(s.p, s.n, &lease)
+        return code, {"TTL": lease.ttl, "ID": lease.id}
+    if kind == KIND_LEASE_REVOKE:
+        decode_lease(s.p, s.n, &lease)
+        return code, {"ID": lease.id, "keys": bool(lease.keys)}
+    points = []
+    kv_rd_init(&r, s.p, s.n)
+    while next_checkpoint(&r, &point) == 1:
+        points.append({"ID": point.id, "remaining_TTL": point.remaining})
+    return code, {"checkpoints": points}
+
+
 cdef tuple decode_one(int kind, kv_slice s, kv_arena *arena):
     cdef PutReq put
     cdef RangeReq rng
@@ -305,7 +354,7 @@ cdef tuple decode_one(int kind, kv_slice s, kv_arena *arena):
         code = decode_alarm(s.p, s.n, &alarm)
         return code, None if code else {"action": alarm.action, "memberID": alarm.member_id,
                                         "alarm": alarm.alarm}
-    return CODE_UNKNOWN_KIND, None
+    return lease_one(kind, s)
 
 
 def decode(int kind, bytes body not None):

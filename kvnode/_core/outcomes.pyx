@@ -24,6 +24,7 @@ from kvnode._core.codes cimport (
     CODE_APPLIED,
     CODE_OK,
     KIND_DELETE_RANGE,
+    KIND_LEASE_GRANT,
     KIND_PUT,
     KIND_PUT_BATCH,
     KIND_PUT_BATCH_ONE,
@@ -45,6 +46,7 @@ from kvnode._core.etcdpb cimport (
     put_put_response,
     txn_begin,
 )
+from kvnode._core.leasepb cimport put_lease_response
 
 cdef enum:
     TXN_DEPTH_BOUND = 256      # far above what etcdpb lets pass
@@ -90,6 +92,9 @@ cdef bint skip_request(kv_rd *r) noexcept nogil:
     if code != CODE_OK or partial:
         return 1
     if kind == KIND_DELETE_RANGE:
+        kv_get_varint(r)
+    elif kind == KIND_LEASE_GRANT:
+        kv_get_varint(r)
         kv_get_varint(r)
     elif kind == KIND_TXN:
         return skip_txn(r, 0, &changed)
@@ -164,7 +169,7 @@ cdef void answer_batch(kv_rd *r, const RespHeader *h, kv_buf *out) noexcept nogi
 
 
 cdef void answer_whole(kv_rd *r, uint64_t kind, RespHeader *h, kv_buf *out) noexcept nogil:
-    cdef int64_t seen
+    cdef int64_t seen, id
     cdef bint changed = 0
     cdef kv_slice none
     cdef kv_rd ahead
@@ -178,12 +183,16 @@ cdef void answer_whole(kv_rd *r, uint64_t kind, RespHeader *h, kv_buf *out) noex
         put_delete_response(out, h, <int64_t>kv_get_varint(r), NULL, 0)
     elif is_batch(kind):
         answer_batch(r, h, out)
+    elif kind == KIND_LEASE_GRANT:
+        id = <int64_t>kv_get_varint(r)
+        put_compact_response(out, h)
+        put_lease_response(out, id, <int64_t>kv_get_varint(r))
     elif kind == KIND_PUT:
         none.p = NULL
         none.n = 0
         put_put_response(out, h, none)
     else:
-        put_compact_response(out, h)            # COMPACT, sessions: a message of the header alone
+        put_compact_response(out, h)            # COMPACT, LEASE_REVOKE, sessions: a message of the header alone
 
 
 cdef void answer_outcome(const RespHeader *head, kv_slice outcome, kv_buf *out,

@@ -34,6 +34,7 @@ ctypedef struct Exec:
     kv_buf prevs                  # prev_kv fields
     kv_buf refused                # u32 index, u32 code of a batch's refused items
     kv_buf scratch                # chunked records
+    kv_buf leases                 # LeaseEvent of leases.pxd, since the machine cleared it
     kv_buf alarms                 # Alarm, sorted by (alarm, member)
     bint alarms_dirty
     bint compact_dirty

@@ -5,13 +5,14 @@ client's own bytes. Out: the etcd response with its header, appended to the resu
 member answers the origin, and the outcome, which every member keeps alike.
 
 Order of checks: what needs no state (etcdpb), then CORRUPT, then NOSPACE (puts and transactions
-with puts), then leases and previous keys, then, for compactions, the revision. A request that
+with puts, grants of leases), then leases and previous keys, then, for compactions, the revision. A request that
 is refused has written nothing and takes no revision.
 
 Outcome of one request, all varints:
 
     code, kind << 1 | partial, header revision; nothing more if code != 0 or partial; else by kind
     DELETE_RANGE    deleted
+    LEASE_GRANT     id, TTL
     TXN             succeeded, n, then n times the kind of the operation followed by
                     DELETE_RANGE: deleted; TXN: succeeded, n, ... again
     the batches     first revision (0: none taken), applied, n, then n times index, code
@@ -42,6 +43,8 @@ from kvnode._core.buf cimport (
     kv_put_bytes,
     kv_put_u32,
     kv_put_varint,
+    kv_rd,
+    kv_rd_init,
     kv_slice,
 )
 from kvnode._core.codes cimport (
@@ -56,6 +59,9 @@ from kvnode._core.codes cimport (
     KIND_ALARM,
     KIND_COMPACT,
     KIND_DELETE_RANGE,
+    KIND_LEASE_CHECKPOINT,
+    KIND_LEASE_GRANT,
+    KIND_LEASE_REVOKE,
     KIND_PUT,
     KIND_PUT_BATCH,
     KIND_PUT_BATCH_ONE,
@@ -98,6 +104,14 @@ from kvnode._core.etcdpb cimport (
     put_delete_response,
     put_put_response,
 )
+from kvnode._core.leasepb cimport (
+    LeaseReq,
+    check_lease_request,
+    decode_lease,
+    decode_lease_grant,
+    put_lease_response,
+)
+from kvnode._core.leases cimport lease_checkpoint, lease_grant, lease_revoke
 from kvnode._core.ranges cimport range_execute
 from kvnode._core.records cimport REC_CORRUPT, REC_NOMEM, REC_NONE, REC_OK
 from kvnode._core.revindex cimport Meta
@@ -152,6 +166,7 @@ cdef void exec_free(Exec *x) noexcept nogil:
     kv_buf_free(&x.prevs)
     kv_buf_free(&x.refused)
     kv_buf_free(&x.scratch)
+    kv_buf_free(&x.leases)
     kv_buf_free(&x.alarms)
 
 
@@ -570,6 +585,64 @@ cdef int do_session(Exec *x, int kind, uint32_t user, kv_slice body, kv_buf *out
     return rc
 
 
+# --- leases ---------------------------------------------------------------------------------------
+
+cdef int do_lease_grant(Exec *x, kv_slice body, kv_buf *out, int *code) noexcept nogil:
+    cdef RespHeader h
+    cdef LeaseReq r
+    cdef int rc
+    code[0] = decode_lease_grant(body.p, body.n, &r)
+    if code[0] == CODE_OK:
+        code[0] = alarm_code(x, 1)
+    if code[0] != CODE_OK:
+        return REC_OK
+    rc = lease_grant(&x.w, x.index, r.id, &r.ttl, &x.leases, code)
+    if rc != REC_OK or code[0] != CODE_OK:
+        return rc
+    kv_put_varint(&x.tail, <uint64_t>r.id)
+    kv_put_varint(&x.tail, <uint64_t>r.ttl)
+    if out != NULL:
+        h = head(x, x.w.revision)
+        put_compact_response(out, &h)
+        put_lease_response(out, r.id, r.ttl)
+    return REC_OK
+
+
+cdef int do_lease_revoke(Exec *x, kv_slice body, kv_buf *out, int *code) noexcept nogil:
+    cdef RespHeader h
+    cdef LeaseReq r
+    cdef int rc
+    code[0] = decode_lease(body.p, body.n, &r)
+    if code[0] == CODE_OK:
+        code[0] = alarm_code(x, 0)
+    if code[0] != CODE_OK:
+        return REC_OK
+    rc = lease_revoke(&x.w, x.index, r.id, &x.scratch, &x.leases, code)
+    if rc != REC_OK or code[0] != CODE_OK:
+        return rc
+    writer_end(&x.w)
+    if out != NULL:
+        h = head(x, x.w.revision)
+        put_compact_response(out, &h)
+    return REC_OK
+
+
+cdef int do_lease_checkpoint(Exec *x, kv_slice body, kv_buf *out, int *code) noexcept nogil:
+    """Also under alarms: it writes over what is there."""
+    cdef RespHeader h
+    cdef kv_rd r
+    cdef int rc
+    code[0] = check_lease_request(KIND_LEASE_CHECKPOINT, body.p, body.n)
+    if code[0] != CODE_OK:
+        return REC_OK
+    kv_rd_init(&r, body.p, body.n)
+    rc = lease_checkpoint(&x.w, x.index, &r, &x.leases)
+    if rc == REC_OK and out != NULL:
+        h = head(x, x.w.revision)
+        put_compact_response(out, &h)
+    return rc
+
+
 # --- one request ----------------------------------------------------------------------------------
 
 cdef int dispatch(Exec *x, const Request *q, uint32_t user, kv_buf *out, bint *partial,
@@ -591,6 +664,12 @@ cdef int dispatch(Exec *x, const Request *q, uint32_t user, kv_buf *out, bint *p
         return do_alarm(x, q.body, out, partial, code)
     if kind == KIND_SESSION_OPEN or kind == KIND_SESSION_CLOSE:
         return do_session(x, kind, user, q.body, out, code)
+    if kind == KIND_LEASE_GRANT:
+        return do_lease_grant(x, q.body, out, code)
+    if kind == KIND_LEASE_REVOKE:
+        return do_lease_revoke(x, q.body, out, code)
+    if kind == KIND_LEASE_CHECKPOINT:
+        return do_lease_checkpoint(x, q.body, out, code)
     code[0] = CODE_UNKNOWN_KIND
     return REC_OK
 

@@ -11,13 +11,16 @@ What is checked, in the snapshot of the call
  3. Its predecessor, when newer than the compact revision, is there, is of the same key, and is
     one version (depth) earlier.
  4. A record of depth 0 is in TREE_HIST; every entry of TREE_HIST names such a record of its key.
- 5. Every entry of TREE_KEYS, those in buckets too: its record is there, is of that key, and agrees.
+ 5. Every entry of TREE_KEYS, those in buckets too: its record is there, is of that key, and agrees;
+    a live key with a lease stands among that lease's keys.
+ 6. Every lease's record (CRC); every entry of TREE_LEASE_KEYS: its lease is there, and its record
+    is the latest of a live key and names that lease.
 
 Absent on purpose: repair, rates, and LMDB's own pages. A damaged page that no longer parses is
 LMDB's error (a finding of the whole tree) or kills the process; its supervisor counts that.
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from kvnode._core.buf cimport (
@@ -58,11 +61,20 @@ from kvnode._core.revindex cimport (
     iter_init,
     iter_next,
 )
+from kvnode._core.leases cimport (
+    LEASE_KEY_BYTES,
+    Lease,
+    decode_lease_record,
+    lease_entry,
+    lease_get,
+)
 from kvnode._core.store cimport (
     ST_NOTFOUND,
     ST_OK,
     TREE_HIST,
     TREE_KEYS,
+    TREE_LEASE_KEYS,
+    TREE_LEASES,
     TREE_META,
     TREE_REVS,
     Store,
@@ -92,6 +104,7 @@ ctypedef struct check:
     uint64_t heads
     uint64_t tombstones
     uint64_t sparse
+    uint64_t leased
     uint64_t bytes
     int found
     finding findings[FINDINGS_MAX]
@@ -245,6 +258,15 @@ cdef int run_records(check *c, kv_slice start, uint64_t bytes_max, kv_buf *buf, 
 
 # ---- keys --------------------------------------------------------------------------------------
 
+cdef void check_leased(check *c, kv_slice key, const Meta *m) noexcept nogil:
+    cdef uint8_t room[LEASE_KEY_BYTES]
+    cdef kv_slice v
+    c.leased += 1
+    if c.ops.get(c.txn, TREE_LEASE_KEYS, lease_entry(room, m.lease, m.mod_main, m.mod_sub),
+                 &v) != ST_OK:
+        note(c, TREE_KEYS, key, b"the key is missing among its lease's keys")
+
+
 cdef void check_entry(check *c, kv_slice key, const Meta *m) noexcept nogil:
     cdef Record rec
     cdef KeyValue kv
@@ -254,6 +276,8 @@ cdef void check_entry(check *c, kv_slice key, const Meta *m) noexcept nogil:
     c.bytes += key.n + 40
     if m.flags & META_TOMBSTONE:
         c.tombstones += 1
+    elif m.lease:
+        check_leased(c, key, m)
     if rc == REC_NONE:
         note(c, TREE_KEYS, key, b"the record that the key's entry names is missing")
     elif rc != REC_OK:
@@ -333,15 +357,79 @@ cdef int run_hist(check *c, kv_slice start, uint64_t count_max, uint8_t *after,
     return REC_OK if rc == ST_OK or rc == ST_NOTFOUND else REC_FAILED
 
 
+# ---- leases ------------------------------------------------------------------------------------
+
+cdef void check_lease(check *c, kv_slice k, kv_slice v) noexcept nogil:
+    cdef int64_t id
+    cdef Lease lease
+    if decode_lease_record(k, v, &id, &lease) != REC_OK:
+        note(c, TREE_LEASES, k, b"lease is damaged (CRC or head)")
+    elif id == 0 or lease.ttl < 1 or lease.remaining < 0 or lease.remaining > lease.ttl:
+        note(c, TREE_LEASES, k, b"lease has an id or a time that none can have")
+
+
+cdef void check_attached(check *c, kv_slice k) noexcept nogil:
+    cdef Record rec
+    cdef KeyValue kv
+    cdef Lease lease
+    cdef Meta meta
+    cdef kv_slice key
+    cdef uint64_t id, main
+    cdef uint32_t sub
+    if k.n != LEASE_KEY_BYTES:
+        note(c, TREE_LEASE_KEYS, k, b"key is not (lease, revision)")
+        return
+    id = kv_load_be64(k.p)
+    main = kv_load_be64(k.p + 8)
+    sub = kv_load_be32(k.p + 16)
+    if lease_get(c.ops, c.txn, <int64_t>id, &lease) == REC_NONE:
+        note(c, TREE_LEASE_KEYS, k, b"names a lease that is not there")
+    if read_head(c.ops, c.txn, main, sub, &rec) != REC_OK or key_of_kv(rec.kv, &key) != REC_OK:
+        note(c, TREE_LEASE_KEYS, k, b"names a record that is missing or damaged")
+    elif (index_get(c.ops, c.txn, key, &meta) != REC_OK or meta.mod_main != main
+            or meta.mod_sub != sub or meta.flags & META_TOMBSTONE):
+        note(c, TREE_LEASE_KEYS, k, b"names a record that is not its key's latest")
+    elif meta.lease != id:
+        note(c, TREE_LEASE_KEYS, k, b"names a record of another lease")
+
+
+cdef int run_small(check *c, int tree, kv_slice start, uint64_t count_max, uint8_t *after,
+                   size_t *after_n, int *more) noexcept nogil:
+    """Either of the lease trees."""
+    cdef void *cur
+    cdef kv_slice k
+    cdef kv_slice v
+    cdef int rc
+    more[0] = 0
+    if c.ops.cursor_open(c.txn, tree, &cur) != ST_OK:
+        return REC_FAILED
+    rc = c.ops.cursor_seek(cur, start, &k, &v)
+    while rc == ST_OK:
+        if c.records >= count_max or c.found == FINDINGS_MAX:
+            more[0] = 1
+            after_n[0] = k.n
+            memcpy(after, k.p, k.n)
+            break
+        if tree == TREE_LEASES:
+            check_lease(c, k, v)
+        else:
+            check_attached(c, k)
+        c.records += 1
+        rc = c.ops.cursor_next(cur, &k, &v)
+    c.ops.cursor_close(cur)
+    return REC_OK if rc == ST_OK or rc == ST_NOTFOUND else REC_FAILED
+
+
 # ---- for Python --------------------------------------------------------------------------------
 
 cdef class Slice:
     """What one call read: counts, findings [(tree, key, text)], `after` (None: the tree's end)."""
 
-    cdef readonly object records, heads, tombstones, sparse, size, findings, after
+    cdef readonly object records, heads, tombstones, sparse, leased, size, findings, after
 
     def __init__(self, counts, findings, after):
-        self.records, self.heads, self.tombstones, self.sparse, self.size = counts
+        (self.records, self.heads, self.tombstones, self.sparse, self.leased,
+         self.size) = counts
         self.findings = findings
         self.after = after
 
@@ -366,6 +454,7 @@ cdef class Checker:
         cdef kv_store *ops = &self.store.ops
         self.c.ops = ops
         self.c.records = self.c.heads = self.c.tombstones = self.c.sparse = self.c.bytes = 0
+        self.c.leased = 0
         self.c.found = 0
         self.c.compact = 0
         if ops.begin_read(ops.env, &self.c.txn) != ST_OK:
@@ -389,7 +478,8 @@ cdef class Checker:
             text = ops.last_error(ops.env).decode("utf-8", "replace")
             found.append((-1, b"", f"the store could not be read: {text}"))
             after = None
-        counts = (self.c.records, self.c.heads, self.c.tombstones, self.c.sparse, self.c.bytes)
+        counts = (self.c.records, self.c.heads, self.c.tombstones, self.c.sparse, self.c.leased,
+                  self.c.bytes)
         return Slice(counts, found, after)
 
     def records(self, bytes start not None, unsigned long long bytes_max):
@@ -431,3 +521,24 @@ cdef class Checker:
         with nogil:
             rc = run_hist(&self.c, at, count_max, after, &more)
         return self.end(rc, (<char *>after)[:HIST_KEY_BYTES] if more else None)
+
+    cdef Slice small(self, int tree, bytes start, unsigned long long count_max):
+        cdef uint8_t after[KEY_ROOM]
+        cdef size_t after_n = 0
+        cdef kv_slice at
+        cdef int more = 0
+        cdef int rc
+        at.p = start
+        at.n = len(start)
+        self.begin()
+        with nogil:
+            rc = run_small(&self.c, tree, at, count_max, after, &after_n, &more)
+        return self.end(rc, (<char *>after)[:after_n] if more else None)
+
+    def leases(self, bytes start not None, unsigned long long count_max):
+        """Entries of TREE_LEASES from key `start`."""
+        return self.small(TREE_LEASES, start, count_max)
+
+    def attached(self, bytes start not None, unsigned long long count_max):
+        """Entries of TREE_LEASE_KEYS from key `start`."""
+        return self.small(TREE_LEASE_KEYS, start, count_max)

@@ -21,6 +21,9 @@ cdef enum:
     EVENT_MALFORMED = 7
     EVENT_REPEATED = 8
     EVENT_OUTCOME = 9
+    EVENT_LEASE_GRANT = 10
+    EVENT_LEASE_REVOKE = 11
+    EVENT_LEASE_CHECKPOINT = 12
 
 ctypedef struct Writer:
     const kv_store *ops
@@ -52,6 +55,9 @@ cdef int write_put(Writer *w, const PutReq *r, Meta *old) noexcept nogil
 
 # Deletes every live key of the range. prevs: NULL, or gets the response's prev_kv fields.
 cdef int write_delete(Writer *w, const DeleteReq *r, int64_t *deleted, kv_buf *prevs) noexcept nogil
+
+# One tombstone; REC_NONE when no live key was there. *old: the entry before.
+cdef int delete_key(Writer *w, kv_slice key, Meta *old) noexcept nogil
 
 # The KeyValue at an entry of the index: REC_NONE for a tombstone or no entry. Valid until the
 # next write; `buf` backs chunked records.

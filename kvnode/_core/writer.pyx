@@ -22,7 +22,9 @@ Invariants:
 2. Sub-revisions of a main revision are 0, 1, 2... in the order of writing.
 3. Nothing is refused here: what is called was checked whole, and only the store can fail.
 
-Absent on purpose: leases' attached keys (the lease room adds them), answers, checks.
+4. A record's lease and TREE_LEASE_KEYS agree: what is written here moves the entry (leases.pyx).
+
+Absent on purpose: answers, checks.
 """
 
 from kvnode._core.buf cimport (
@@ -39,6 +41,7 @@ from kvnode._core.buf cimport (
 )
 from kvnode._core.crc cimport kv_crc32c, kv_crc_init
 from kvnode._core.etcdpb cimport KeyValue, add_prev_kv, decode_kv
+from kvnode._core.leases cimport lease_attach, lease_detach
 from kvnode._core.records cimport (
     REC_CORRUPT,
     REC_FAILED,
@@ -202,6 +205,16 @@ cdef int keep_old(Writer *w, const PutReq *r, kv_slice *value, int64_t *lease) n
     return REC_OK
 
 
+cdef int move_lease(Writer *w, const Meta *old, int64_t lease) noexcept nogil:
+    """The key leaves its old lease's keys and comes to those of `lease`, by its new revision."""
+    cdef int rc = REC_OK
+    if old.mod_main and old.lease:
+        rc = lease_detach(w.ops, w.txn, old.lease, old.mod_main, old.mod_sub)
+    if rc == REC_OK and lease:
+        rc = lease_attach(w.ops, w.txn, <uint64_t>lease, <uint64_t>w.revision + 1, w.sub)
+    return rc
+
+
 cdef int write_put(Writer *w, const PutReq *r, Meta *old) noexcept nogil:
     cdef uint64_t main = <uint64_t>w.revision + 1
     cdef KeyValue kv
@@ -221,6 +234,10 @@ cdef int write_put(Writer *w, const PutReq *r, Meta *old) noexcept nogil:
     kv.mod_revision = <int64_t>main
     kv.version = <int64_t>new.version
     w.puts += 1
+    if kv.lease != 0 or old.lease != 0:
+        rc = move_lease(w, old, kv.lease)
+        if rc != REC_OK:
+            return rc
     rc = append_version(w, &kv, 0, old, &new)
     kv_buf_trim(&w.value, SCRATCH_KEEP)
     return rc
@@ -229,7 +246,6 @@ cdef int write_put(Writer *w, const PutReq *r, Meta *old) noexcept nogil:
 # --- delete ---------------------------------------------------------------------------------------
 
 cdef int delete_key(Writer *w, kv_slice key, Meta *old) noexcept nogil:
-    """One tombstone; REC_NONE when no live key was there."""
     cdef uint64_t main = <uint64_t>w.revision + 1
     cdef KeyValue kv
     cdef Meta new
@@ -244,6 +260,10 @@ cdef int delete_key(Writer *w, kv_slice key, Meta *old) noexcept nogil:
     kv.value.n = 0
     kv.lease = 0
     w.deletes += 1
+    if old.lease:
+        rc = move_lease(w, old, 0)
+        if rc != REC_OK:
+            return rc
     return append_version(w, &kv, 1, old, &new)
 
 

@@ -23,8 +23,14 @@ class Kind(IntEnum):
     SESSION_OPEN = 16
     SESSION_CLOSE = 17
     ALARM = 18
+    LEASE_GRANT = 19
+    LEASE_REVOKE = 20
+    LEASE_CHECKPOINT = 21
     STATUS = 32
     DEFRAG = 33
+    LEASE_KEEP_ALIVE = 34
+    LEASE_TIME_TO_LIVE = 35
+    LEASE_LEASES = 36
 
 
 class Grpc(IntEnum):

@@ -82,10 +82,13 @@ class Totals:
     keys: int = 0
     deleted_keys: int = 0
     history: int = 0
+    leases: int = 0
+    attached: int = 0
+    leased_keys: int = 0
 
 
-STAGES = ("records", "keys", "history")
-FIRST = {"records": b"", "keys": b"\x00", "history": b""}
+STAGES = ("records", "keys", "history", "leases", "attached")
+FIRST = {"records": b"", "keys": b"\x00", "history": b"", "leases": b"", "attached": b""}
 
 
 class Pass:
@@ -106,10 +109,8 @@ class Pass:
         name = STAGES[self.stage]
         if name == "records":
             piece = self.checker.records(self.at, SLICE_RANGE_BYTES)
-        elif name == "keys":
-            piece = self.checker.keys(self.at, SLICE_KEYS)
         else:
-            piece = self.checker.history(self.at, SLICE_KEYS)
+            piece = getattr(self.checker, name)(self.at, SLICE_KEYS)
         self._count(name, piece)
         if piece.after is None:
             self.stage += 1
@@ -130,8 +131,9 @@ class Pass:
         elif name == "keys":
             totals.keys += piece.records
             totals.deleted_keys += piece.tombstones
+            totals.leased_keys += piece.leased
         else:
-            totals.history += piece.records
+            setattr(totals, name, getattr(totals, name) + piece.records)
 
 
 class Scrubber:
@@ -212,6 +214,9 @@ def check_counts(store: LmdbStore, totals: Totals) -> list[Finding]:
         if not totals.sparse == totals.history == entries:
             text = f"{totals.sparse} 64th versions, {totals.history} of {entries} entries read"
             found.append(Finding("hist", b"", text))
+        if totals.leased_keys != totals.attached:
+            text = f"{totals.leased_keys} keys have a lease, {totals.attached} are attached to one"
+            found.append(Finding("lease_keys", b"", text))
         if txn.entries(TREE_REVS) < totals.records:
             found.append(Finding("revs", b"", "more records were read than the tree counts"))
         if txn.get(TREE_META, b"applied") is None and totals.records:

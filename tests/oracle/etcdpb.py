@@ -87,6 +87,10 @@ SCHEMA: dict[str, dict[int, tuple[str, Any, bool]]] = {
         2: ("memberID", "uint", False),
         3: ("alarm", "enum", False),
     },
+    "LeaseGrant": {1: ("TTL", "int", False), 2: ("ID", "int", False)},
+    "Lease": {1: ("ID", "int", False), 2: ("keys", "bool", False)},
+    "LeasePoint": {1: ("ID", "int", False), 2: ("remaining_TTL", "int", False)},
+    "LeaseCheckpoint": {1: ("checkpoints", ["LeasePoint"], False)},
 }
 MESSAGE_OF_KIND = {
     Kind.PUT: "Put",
@@ -100,6 +104,9 @@ MESSAGE_OF_KIND = {
     Kind.SESSION_OPEN: "Session",
     Kind.SESSION_CLOSE: "Session",
     Kind.ALARM: "Alarm",
+    Kind.LEASE_GRANT: "LeaseGrant",
+    Kind.LEASE_REVOKE: "Lease",
+    Kind.LEASE_CHECKPOINT: "LeaseCheckpoint",
 }
 DEFAULTS = {"bytes": b"", "int": 0, "uint": 0, "enum": 0, "bool": False}
 

@@ -41,6 +41,8 @@ HASH_MULTIPLIER = 0x9E3779B97F4A7C15
 # tags of state hash events
 EVENT_COMPACT, EVENT_OPEN, EVENT_CLOSE, EVENT_EVICT = 1, 2, 3, 4
 EVENT_ALARM_SET, EVENT_ALARM_CLEAR, EVENT_MALFORMED, EVENT_REPEATED, EVENT_OUTCOME = 5, 6, 7, 8, 9
+EVENT_LEASE_GRANT, EVENT_LEASE_REVOKE, EVENT_LEASE_CHECKPOINT = 10, 11, 12
+LEASE_TTL_MAX = 9_000_000_000
 
 
 class Refused(Exception):
@@ -174,7 +176,7 @@ class Mvcc:
     keys: dict[bytes, list[Version]] = field(default_factory=dict)
     log: list[tuple[int, int, bytes]] = field(default_factory=list)
     alarms: set[tuple[int, int]] = field(default_factory=set)  # (alarm, member)
-    leases: set[int] = field(default_factory=set)
+    leases: dict[int, Lease] = field(default_factory=dict)
 
     # --- state hash
 
@@ -257,7 +259,7 @@ class Mvcc:
             kv is None,
             shown.create,
             shown.version,
-            shown.lease,
+            shown.lease & MASK64,
             len(key),
             len(shown.value),
         )
@@ -411,6 +413,48 @@ class Mvcc:
         tail = varint(first) + varint(applied) + varint(len(refused)) + listed
         return body, self.outcome(kind, False, tail)
 
+    # --- leases
+
+    def attached(self, lease: int) -> list[bytes]:
+        """The keys of a lease, in order."""
+        latest = {key: self.latest(key) for key in self.keys}
+        return sorted(key for key, kv in latest.items() if kv is not None and kv.lease == lease)
+
+    def lease_grant(self, lease: int, ttl: int) -> tuple[bytes, bytes]:
+        self.check_alarms(writes=True)
+        if lease == 0:
+            raise Refused(Code.LEASE_NOT_FOUND)
+        if ttl > LEASE_TTL_MAX:
+            raise Refused(Code.LEASE_TTL_TOO_LARGE)
+        if lease in self.leases:
+            raise Refused(Code.LEASE_EXIST)
+        ttl = max(ttl, 1)
+        self.leases[lease] = Lease(ttl)
+        self.fold_event(EVENT_LEASE_GRANT, lease, ttl)
+        body = sub(1, self.head(self.revision)) + num(2, lease) + num(3, ttl)
+        return body, self.outcome(Kind.LEASE_GRANT, False, varint(lease) + varint(ttl))
+
+    def lease_revoke(self, lease: int) -> tuple[bytes, bytes]:
+        self.check_alarms(writes=False)
+        if lease not in self.leases:
+            raise Refused(Code.LEASE_NOT_FOUND)
+        keys = self.attached(lease)
+        writer = Writer(self.revision + 1)
+        for key in keys:
+            self.write(writer, key, None)
+        self.revision += len(keys) > 0
+        del self.leases[lease]
+        self.fold_event(EVENT_LEASE_REVOKE, lease, len(keys))
+        return sub(1, self.head(self.revision)), self.outcome(Kind.LEASE_REVOKE, False)
+
+    def lease_checkpoint(self, points: tuple[tuple[int, int], ...]) -> tuple[bytes, bytes]:
+        for id_, remaining in points:
+            lease = self.leases.get(id_)
+            if lease is not None:
+                lease.remaining = remaining if 0 <= remaining < lease.ttl else 0
+                self.fold_event(EVENT_LEASE_CHECKPOINT, id_, lease.remaining)
+        return sub(1, self.head(self.revision)), self.outcome(Kind.LEASE_CHECKPOINT, False)
+
     def check_alarms(self, *, writes: bool) -> None:
         kinds = {alarm for alarm, _ in self.alarms}
         if 2 in kinds:
@@ -480,6 +524,12 @@ class Mvcc:
                 outcome += varint(Kind.RANGE)
                 partial = True
         return Executed(body, outcome, partial)
+
+
+@dataclass
+class Lease:
+    ttl: int
+    remaining: int = 0  # 0: the whole ttl
 
 
 @dataclass

@@ -215,6 +215,34 @@ class Alarm:
 
 
 @dataclass(frozen=True)
+class LeaseGrant:
+    lease: int
+    ttl: int
+    kind = Kind.LEASE_GRANT
+
+    def encode(self) -> bytes:
+        return num(1, self.ttl) + num(2, self.lease)
+
+
+@dataclass(frozen=True)
+class LeaseRevoke:
+    lease: int
+    kind = Kind.LEASE_REVOKE
+
+    def encode(self) -> bytes:
+        return num(1, self.lease)
+
+
+@dataclass(frozen=True)
+class LeaseCheckpoint:
+    points: tuple[tuple[int, int], ...]  # lease, remaining seconds
+    kind = Kind.LEASE_CHECKPOINT
+
+    def encode(self) -> bytes:
+        return b"".join(sub(1, num(1, lease) + num(2, left)) for lease, left in self.points)
+
+
+@dataclass(frozen=True)
 class Poison:
     """Bytes that are no message of their kind."""
 
@@ -227,6 +255,7 @@ class Poison:
 
 Request = (
     Put | Range | Delete | Txn | Compact | PutBatch | SessionOpen | SessionClose | Alarm | Poison
+    | LeaseGrant | LeaseRevoke | LeaseCheckpoint
 )
 
 

@@ -27,6 +27,9 @@ from tests.oracle.requests import (
     Delete,
     Group,
     GroupResult,
+    LeaseCheckpoint,
+    LeaseGrant,
+    LeaseRevoke,
     Poison,
     Put,
     PutBatch,
@@ -168,6 +171,12 @@ class StateMachine:
             return mvcc.batch_one(request) if one else mvcc.batch(request)
         if isinstance(request, Alarm):
             return mvcc.alarm(request.action, request.member, request.alarm)
+        if isinstance(request, LeaseGrant):
+            return mvcc.lease_grant(request.lease, request.ttl)
+        if isinstance(request, LeaseRevoke):
+            return mvcc.lease_revoke(request.lease)
+        if isinstance(request, LeaseCheckpoint):
+            return mvcc.lease_checkpoint(request.points)
         if isinstance(request, SessionOpen):
             self.open(group.user, request)
         elif isinstance(request, SessionClose):
@@ -223,6 +232,8 @@ class StateMachine:
             return Code.APPLIED, kind, head
         if kind == Kind.DELETE_RANGE:
             return 0, kind, head + num(2, read())
+        if kind == Kind.LEASE_GRANT:
+            return 0, kind, head + num(2, read()) + num(3, read())
         if kind == Kind.TXN:
             changed = txn_changes(Reader(outcome[read.at :]))
             return 0, kind, head + txn_body(read, [revision - changed, revision])

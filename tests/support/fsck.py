@@ -11,10 +11,16 @@ import struct
 
 from kvnode._core.store import Store
 from kvnode._core.storecheck import Checker
-from kvnode._core.storetxn import TREE_HIST, TREE_KEYS, TREE_REVS
+from kvnode._core.storetxn import (
+    TREE_HIST,
+    TREE_KEYS,
+    TREE_LEASE_KEYS,
+    TREE_LEASES,
+    TREE_REVS,
+)
 from tests.oracle.mvcc import Mvcc, Version
 from tests.oracle.records import Record, decode
-from tests.oracle.requests import KeyValue
+from tests.oracle.requests import MASK64, KeyValue
 
 TOMBSTONE = 1
 
@@ -56,11 +62,14 @@ def check_state(store: Store, model: Mvcc, *, freed: bool = False) -> None:
         assert record.kv == wanted.encode()
         assert record.flags == (TOMBSTONE if version.kv is None else 0)
     check_index(store, records)
+    check_leases(store, model)
     checker = Checker(store)
     for slice_ in (
         checker.records(b"", 1 << 40),
         checker.keys(b"", 1 << 40),
         checker.history(b"", 1 << 40),
+        checker.leases(b"", 1 << 40),
+        checker.attached(b"", 1 << 40),
     ):
         assert slice_.findings == [] and slice_.after is None
 
@@ -83,6 +92,19 @@ def check_index(store: Store, records: dict[tuple[int, int], Record]) -> None:
     assert entries == latest, "the index doesn't name the latest records"
     deep = sorted(place for place, record in records.items() if record.depth == 0)
     assert sorted(marks) == deep, "history marks and records disagree"
+
+
+def check_leases(store: Store, model: Mvcc) -> None:
+    with store.begin_read() as txn:
+        leases = {}
+        for name, value in txn.items(TREE_LEASES):
+            _crc, _version, ttl, remaining = struct.unpack("<IB3xqq", value)
+            leases[struct.unpack(">q", name)[0]] = (ttl, remaining)
+        attached = [struct.unpack(">qQI", key) for key, _ in txn.items(TREE_LEASE_KEYS)]
+    assert leases == {i: (lease.ttl, lease.remaining) for i, lease in model.leases.items()}
+    heads = [versions[-1] for versions in model.keys.values() if versions[-1].kv is not None]
+    wanted = sorted((v.kv.lease & MASK64, v.main, v.sub) for v in heads if v.kv.lease)
+    assert [(lease & MASK64, main, sub) for lease, main, sub in attached] == wanted
 
 
 def record_key(message: bytes) -> bytes:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import struct
 
 from kvnode._core import revindex
+from kvnode._core.crc32c import crc32c
 from kvnode._core.store import Store
 from kvnode._core.storetxn import WriteTxn
 from tests.oracle.revindex import History
 
 META, REVS, KEYS, HIST = range(4)
+LEASES, LEASE_KEYS = 5, 6
 
 
 class Writer:
@@ -19,6 +21,7 @@ class Writer:
         self.store = store
         self.history = History()
         self.txn: WriteTxn = store.begin_write()
+        self.attached: dict[bytes, bytes] = {}
 
     def write(self, *ops: tuple[bytes, bytes | None] | tuple[bytes, bytes | None, int]) -> int:
         """Puts (key, value[, lease]) and deletes (key, None) in one revision; returns it."""
@@ -28,8 +31,21 @@ class Writer:
             crc = revindex.write(self.txn, main, sub, key, value, ttl)
             version = self.history.write(main, sub, key, value, ttl)
             assert (crc is None) == (version is None)
+            self.attach(key, main, sub, ttl)
             sub += crc is not None
         return self.history.revision
+
+    def attach(self, key: bytes, main: int, sub: int, lease: int) -> None:
+        """Keeps the lease trees as the state machine does; leases come into being when named."""
+        entry = self.attached.pop(key, None)
+        if entry is not None:
+            self.txn.delete(LEASE_KEYS, entry)
+        if lease:
+            name = struct.pack(">q", lease)
+            value = struct.pack("<B3xqq", 1, 60, 0)
+            self.txn.put(LEASES, name, struct.pack("<I", crc32c(name + value)) + value)
+            self.attached[key] = name + struct.pack(">QI", main, sub)
+            self.txn.put(LEASE_KEYS, self.attached[key], b"")
 
     def compact(self, revision: int) -> None:
         self.history.compacted = revision

@@ -15,7 +15,14 @@ from dataclasses import replace
 
 from kvnode._core.machine import Machine
 from kvnode._core.store import Store
-from kvnode._core.storetxn import TREE_KEYS, TREE_META, TREE_REVS, TREE_SESSIONS
+from kvnode._core.storetxn import (
+    TREE_KEYS,
+    TREE_LEASE_KEYS,
+    TREE_LEASES,
+    TREE_META,
+    TREE_REVS,
+    TREE_SESSIONS,
+)
 from kvnode.base.codes import Kind
 from tests.oracle.requests import (
     Alarm,
@@ -23,6 +30,9 @@ from tests.oracle.requests import (
     Compare,
     Delete,
     Group,
+    LeaseCheckpoint,
+    LeaseGrant,
+    LeaseRevoke,
     Poison,
     Put,
     PutBatch,
@@ -136,6 +146,8 @@ def contents(store: Store) -> dict[str, object]:
             "keys": keys,
             "records": [(key, value[24:]) for key, value in txn.items(TREE_REVS)],
             "sessions": dict(txn.items(TREE_SESSIONS)),
+            "leases": dict(txn.items(TREE_LEASES)),
+            "attached": dict(txn.items(TREE_LEASE_KEYS)),
         }
 
 
@@ -162,6 +174,7 @@ KEYS = [
     b"z" * 4096,
 ]
 ENDS = [b"", b"", b"\0", b"b", b"c", b"p0", b"\xff", b"\xff\xff\xff", b"a\0", LONG + b"2", b"\0\0"]
+LEASES = [1, 2, 2, 3, 3, 77, -5, (1 << 63) - 1, 0]
 VALUES = [b"", b"0", b"1", b"2", b"v" * 40]
 
 
@@ -197,6 +210,19 @@ class LogMaker:
     def flip(self, chance: float) -> bool:
         return self.random.random() < chance
 
+    def lease(self) -> int:
+        return self.random.choice(LEASES)
+
+    def lease_request(self) -> Request:
+        kind = self.random.random()
+        if kind < 0.6:
+            ttl = self.random.choice([1, 2, 60, 600, 0, -1, 9_000_000_000, 9_000_000_001])
+            return LeaseGrant(self.lease(), ttl)
+        if kind < 0.85:
+            return LeaseRevoke(self.lease())
+        points = [(self.lease(), self.random.choice([0, 1, 30, 599, -1, 1 << 62]))]
+        return LeaseCheckpoint(tuple(points * self.random.choice([1, 1, 2])))
+
     # --- requests
 
     def put(self) -> Put:
@@ -204,7 +230,7 @@ class LogMaker:
         return Put(
             self.key() if not self.flip(0.01) else b"",
             self.value() if not ignore_value or self.flip(0.1) else b"",
-            lease=self.flip(0.03) * 77,
+            lease=self.lease() if self.flip(0.25) else 0,
             prev_kv=self.flip(0.2),
             ignore_value=ignore_value,
             ignore_lease=self.flip(0.05),
@@ -231,6 +257,8 @@ class LogMaker:
         target = self.random.choice([0, 1, 2, 3, 3, 4])
         union = None if self.flip(0.9) else self.random.choice(["none", "value", "version", "mod"])
         near = [0, 1, self.revision, self.random.randint(0, self.revision)]
+        if target == 4:
+            near = [0, *LEASES]
         return Compare(
             self.key(),
             target,
@@ -282,6 +310,8 @@ class LogMaker:
         return SessionOpen(session, self.flip(0.2))
 
     def request(self) -> Request:
+        if self.flip(0.1):
+            return self.lease_request()
         kind = self.random.random()
         if kind < 0.35:
             return self.put()
