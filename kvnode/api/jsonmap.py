@@ -41,6 +41,10 @@ DEPTH_MAX = 100
 """Messages within messages; protobuf's own readers take no more."""
 
 
+UNFINISHED = "unexpected EOF"
+"""JsonError's text when more text could complete the value."""
+
+
 class JsonError(CallerError):
     """The body is not JSON, or not JSON of this message."""
 
@@ -53,7 +57,8 @@ class JsonError(CallerError):
 
 Writer = Callable[[Any], str]
 _LONG = frozenset({FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64})
-_string = json.JSONEncoder(ensure_ascii=False).encode
+quote = json.JSONEncoder(ensure_ascii=False).encode
+"""A string as JSON."""
 
 
 def _long(value: int) -> str:
@@ -85,7 +90,7 @@ def _writer(field: FieldDescriptor) -> Writer:
     if kind == FieldDescriptor.CPPTYPE_ENUM:
         return _name(field)
     if kind == FieldDescriptor.CPPTYPE_STRING:
-        return _base64 if field.type == FieldDescriptor.TYPE_BYTES else _string
+        return _base64 if field.type == FieldDescriptor.TYPE_BYTES else quote
     return str
 
 
@@ -188,7 +193,7 @@ def _text(value: Any) -> str:
 def _token(text: str, at: int) -> str:
     """What Go's decoder says of the text at `at`."""
     if at >= len(text):
-        return "unexpected EOF"
+        return UNFINISHED
     return f"invalid character {_quoted(text[at])} looking for beginning of value"
 
 
@@ -201,7 +206,7 @@ def _syntax(text: str, error: json.JSONDecodeError) -> str:
     at = error.pos
     unfinished = text[at:].startswith(("t", "f", "n", "-")) and len(text) - at < 5
     if at >= len(text) or error.msg.startswith("Unterminated") or unfinished:
-        return "unexpected EOF"
+        return UNFINISHED
     found = _quoted(text[at])
     if error.msg.startswith("Expecting property name"):
         return f"invalid character {found} looking for beginning of object key string"
@@ -221,7 +226,7 @@ def _syntax(text: str, error: json.JSONDecodeError) -> str:
 def parse_value(text: str, start: int = 0) -> tuple[Any, int]:
     """The first JSON value from `start` on and where it ends; (None, -1) if only blanks are left.
 
-    Errors: JsonError. `JsonError("unexpected EOF")` says that more text could complete it.
+    Errors: JsonError.
     """
     start = _end(text, start)
     if start >= len(text):

@@ -178,8 +178,17 @@ class Config:
         (f"http://localhost:{ports.PEER_PORT}",), parse_list, "URLs to serve other members on.",
         MEMBER, acts=False, check=_urls("http"))
     listen_metrics_urls: tuple[str, ...] = _option(
-        (), parse_list, "Further URLs for /metrics and /health.", MEMBER, acts=False,
+        (), parse_list, "Further URLs for /metrics and the health pages.", MEMBER,
         check=_urls("http"))
+    cors: tuple[str, ...] = _option(
+        ("*",), parse_list, "Origins that browsers may call from over HTTP/1.1.", MEMBER)
+    host_whitelist: tuple[str, ...] = _option(
+        ("*",), parse_list, "Host names that HTTP/1.1 requests without TLS may name.", MEMBER)
+    enable_grpc_gateway: bool = _option(
+        True, parse_flag, "Serve JSON over HTTP/1.1 below /v3/.", MEMBER)
+    metrics: str = _option(
+        "basic", parse_text, "basic, or extensive: also histograms of each RPC's duration.", MEMBER,
+        check=_one_of("basic", "extensive"))
     heartbeat_interval: int = _option(
         100, parse_count, "Time between heartbeats of the leader.", MEMBER, unit="ms",
         check=_between(1, 10_000))
@@ -296,7 +305,7 @@ def _words(text: str) -> list[str]:
 
 INERT: dict[str, type] = dict.fromkeys(
     _words("""initial-election-tick-advance memory-mlock socket-reuse-port socket-reuse-address
-    enable-grpc-gateway enable-pprof enable-log-rotation enable-distributed-tracing
+    enable-pprof enable-log-rotation enable-distributed-tracing
     peer-skip-client-san-verification discovery-insecure-transport
     discovery-insecure-skip-tls-verify"""),
     bool,
@@ -304,8 +313,8 @@ INERT: dict[str, type] = dict.fromkeys(
     _words("""wal-dir max-snapshots max-wals backend-bbolt-freelist-type backend-batch-interval
     backend-batch-limit max-concurrent-streams grpc-keepalive-min-time grpc-keepalive-interval
     grpc-keepalive-timeout raft-read-timeout raft-write-timeout feature-gates v2-deprecation
-    self-signed-cert-validity cipher-suites cors host-whitelist tls-min-version tls-max-version
-    auth-token bcrypt-cost auth-token-ttl metrics logger log-rotation-config-json
+    self-signed-cert-validity cipher-suites tls-min-version tls-max-version
+    auth-token bcrypt-cost auth-token-ttl logger log-rotation-config-json
     warning-unary-request-duration warning-apply-duration distributed-tracing-address
     distributed-tracing-service-name distributed-tracing-instance-id
     distributed-tracing-sampling-rate corrupt-check-time compact-hash-check-time
