@@ -269,6 +269,14 @@ cdef class Front:
         """A request of Python's own; its result is among the own sink's answers, by `token`."""
         self.propose_for(self.own, 0, 0, token, 0, kind, body)
 
+    def read(self, uint32_t token, const unsigned char[::1] body not None) -> None:
+        """A valid RangeRequest of Python's own, answered as `propose` is."""
+        cdef Ref ref
+        ref.sink = self.own.number
+        ref.conn = ref.generation = ref.size = 0
+        ref.id = token
+        assert self.take(&ref, KIND_RANGE, NULL, &body[0], body.shape[0]) == CODE_OK
+
     def propose_for(self, Sink sink not None, uint32_t number, uint32_t generation, uint32_t rid,
                     uint32_t size, int kind, const unsigned char[::1] body not None) -> None:
         """A client's request that came to Python and goes into the log after all."""

@@ -52,6 +52,7 @@ from kvnode.env.clock import random_u64
 from kvnode.env.link import Message
 from kvnode.env.lmdbstore import LmdbStore
 from kvnode.env.store import open_for_read
+from kvnode.procs.member import Member
 from kvnode.procs.nativedoor import OWN_OPEN_MAX, NativeDoor
 from kvnode.procs.process import Start, begin
 from kvnode.procs.wires import Wire
@@ -115,6 +116,7 @@ class Gateway:
             max_batch_bytes=batch_max,
             max_txn_ops=config.max_txn_ops,
         )
+        self.member = Member(self)
         self.native = NativeDoor(self, batch_max)
         self.on_serving.append(self.native.serve)
         hello = Hello(Role.GATEWAY, os.getpid(), self.incarnation).encode()
@@ -124,7 +126,7 @@ class Gateway:
         )
         self.applier = Wire(
             loop, config.link, start.layout.applier_socket, hello,
-            self.on_applier, self.on_applier_up, self.native.greeter.on_applier_down,
+            self.on_applier, self.on_applier_up, self.member.on_applier_down,
             self.end_turn,
         )
 
@@ -164,11 +166,19 @@ class Gateway:
 
     def propose(self, kind: int, body: bytes, done: Callable[[int, bytes], None]) -> None:
         """A request of the gateway's own; `done(code, response)` is called once."""
+        self.front.propose(self._expect(done), kind, body)
+        self.pump()
+
+    def read(self, body: bytes, done: Callable[[int, bytes], None]) -> None:
+        """A RangeRequest of the gateway's own; `done(code, response)` is called once."""
+        self.front.read(self._expect(done), body)
+        self.soon()
+
+    def _expect(self, done: Callable[[int, bytes], None]) -> int:
         token = self.next_token
         self.next_token = token % 0xFFFFFFF0 + 1
         self.calls[token] = done
-        self.front.propose(token, kind, body)
-        self.pump()
+        return token
 
     # --- turns ----------------------------------------------------------------------------------
 
@@ -202,6 +212,8 @@ class Gateway:
             for on_turn in self.on_turn:
                 on_turn()
             self.end_snapshot()
+        if self.take_own():
+            self.soon()
         blocked = self.sinks.flush()
         if self.reads.release_held() or blocked:
             self.loop.call_later(BLOCKED_SECONDS, self.end_turn)
@@ -291,9 +303,14 @@ class Gateway:
     def step_long(self) -> None:
         """One slice of every long read, in a new snapshot; says which revisions are needed."""
         more = self.reads.step_long(self.snapshot())
-        self.words.set(READING + self.start.number, self.reads.lowest_reading())
+        self.publish_reading()
         if more:
             self.soon()
+
+    def publish_reading(self) -> None:
+        """The lowest revision that is being read here: freeing stays below it."""
+        readers = (self.reads.lowest_reading(), self.member.lowest_reading())
+        self.words.set(READING + self.start.number, min(filter(None, readers), default=0))
 
     def _ask_barrier(self) -> bool:
         self.barrier_id += 1
@@ -391,7 +408,7 @@ class Gateway:
                 self.greeted = True
                 self.propose_again()
         else:
-            self.native.greeter.on_applier(message)
+            self.member.on_applier(message)
 
     def _on_news(self) -> None:
         """The map has moved: this turn's snapshot is not to be an older one."""
