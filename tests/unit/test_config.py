@@ -160,7 +160,7 @@ def test_etcd_flags_without_effect() -> None:
         "--watch-progress-notify-interval=5s", "--snapshot-count=5000", "--cert-file=",
         "--listen-metrics-urls=http://127.0.0.1:2381",
     )  # fmt: skip
-    assert len(loaded.warnings) == 5
+    assert len(loaded.warnings) == 4
     assert "flag --enable-pprof is etcd's and has no effect on kvnode" in loaded.warnings
 
 
