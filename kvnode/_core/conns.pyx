@@ -238,6 +238,10 @@ cdef class Conns(Sink):
         c.inflight -= ref.size
         return 0
 
+    cdef int undo_answer(self, const Ref *ref) except -1:
+        self.conns[ref.conn].out.n = self.open_at
+        return 0
+
     cdef bint flush(self) except? True:
         """Sends what is packed; True while a socket did not take everything."""
         cdef vector[uint32_t] todo

@@ -32,7 +32,7 @@ from kvnode._core.envelope cimport (
     res_next_group, res_results,
 )
 from kvnode._core.etcdpb cimport RangeReq, check_range, check_request, decode_range
-from kvnode._core.readqueue cimport ReadQueue
+from kvnode._core.readqueue cimport READ_SERIALIZABLE, ReadQueue
 from kvnode._core.sink cimport OwnSink, Ref, Sink, Sinks
 
 from kvnode.base.errors import DecodeError
@@ -90,7 +90,7 @@ cdef class Front:
             if code:
                 return code
             self.reads += 1
-            self.queue.add_read(ref, rr.serializable, p, n)
+            self.queue.add_read(ref, READ_SERIALIZABLE if rr.serializable else 0, p, n)
             return CODE_OK
         if not batch and not KIND_PUT <= kind <= KIND_COMPACT:
             return CODE_UNKNOWN_KIND
@@ -108,7 +108,7 @@ cdef class Front:
         return CODE_OK
 
     cdef uint64_t held_bytes(self) noexcept nogil:
-        return (self.open_bytes + self.own_body.n
+        return (self.open_bytes + self.own_body.n + self.own_refs.size() * sizeof(Ref)
                 + (self.batch.n if self.batch_groups else 0) + self.queue.bytes())
 
     # --- proposals ------------------------------------------------------------------------------

@@ -42,6 +42,19 @@ ctypedef struct RangeState:
     size_t items_at
     size_t items_bytes_max    # 0 = unbounded; beyond it range_step returns REC_NOMEM
     uint64_t steps            # index entries and records read so far
+    bint sizing               # count the bytes of what would be appended in `size` instead
+    uint64_t size
+    int64_t stop_at           # pause when so many were emitted, 0: never; then `stopped` is set
+    bint stop_hard            # at once; otherwise only when there is another to emit
+    bint stopped
+
+# A place in a Range, to come back to: the same part is sized first and emitted then.
+ctypedef struct RangeMark:
+    kv_buf at
+    size_t items_at
+    int phase
+    int64_t count
+    int64_t emitted
 
 # Checks the revision and returns CODE_OK, or CODE_FUTURE_REV, CODE_COMPACTED (then don't step).
 # `h` (NULL: no header) is written into `out` at once, with revision = current.
@@ -54,6 +67,12 @@ cdef int range_init(RangeState *st, const RangeReq *req, int64_t current, int64_
 cdef int range_step(RangeState *st, const kv_store *ops, void *txn, int64_t floor,
                     uint64_t work_max, size_t bytes_max, kv_buf *out) noexcept nogil
 cdef void range_free(RangeState *st) noexcept nogil
+# Remembers the place (the caller frees mark.at); goes back to it. The sorted items stay, so a mark
+# taken before they were sorted leads to the first of them. 0 or REC_NOMEM.
+cdef int range_mark(const RangeState *st, RangeMark *mark) noexcept nogil
+cdef int range_back(RangeState *st, const RangeMark *mark) noexcept nogil
+# Whether nothing was emitted yet: the slice ended while keys were counted or gathered.
+cdef bint range_counts(const RangeState *st) noexcept nogil
 
 # The whole Range at once, appended to `out` as a RangeResponse (RangeStream never). Returns REC_*;
 # *code as range_init's; with a code nothing is appended, after REC_CORRUPT, REC_FAILED, REC_NOMEM

@@ -260,6 +260,26 @@ cdef int emit(const kv_store *ops, void *txn, int keys_mode, const kv_slice *key
     return REC_OK
 
 
+cdef int measure(const kv_store *ops, void *txn, int keys_mode, const kv_slice *key,
+                 const Seen *s, kv_buf *scratch, uint64_t *size) noexcept nogil:
+    """The size of what emit would append, without reading the value."""
+    cdef Record rec
+    cdef kv_buf one
+    cdef int rc
+    if keys_mode == KEYS_NO:
+        rc = read_head(ops, txn, s.main, s.sub, &rec)
+        if rc == REC_OK:
+            size[0] += 1 + kv_varint_size(rec.kv_bytes) + rec.kv_bytes
+        return REC_CORRUPT if rc == REC_NONE else rc
+    kv_buf_init(&one)
+    rc = emit(ops, txn, keys_mode, key, s, scratch, &one)
+    size[0] += one.n
+    if one.err:
+        rc = REC_NOMEM
+    kv_buf_free(&one)
+    return rc
+
+
 # --- slices -------------------------------------------------------------------------------------
 
 cdef int range_init(RangeState *st, const RangeReq *req, int64_t current, int64_t compacted,
@@ -361,6 +381,14 @@ cdef int collect_value(RangeState *st, const kv_store *ops, void *txn,
     return REC_OK
 
 
+cdef int emit_or_measure(RangeState *st, const kv_store *ops, void *txn, const kv_slice *key,
+                         const Seen *seen, kv_buf *out) noexcept nogil:
+    st.emitted += 1
+    if st.sizing:
+        return measure(ops, txn, st.keys_mode, key, seen, &st.scratch, &st.size)
+    return emit(ops, txn, st.keys_mode, key, seen, &st.scratch, out)
+
+
 cdef int scan(RangeState *st, const kv_store *ops, void *txn, uint64_t floor, uint64_t work_max,
               size_t bytes_max, kv_buf *out) noexcept nogil:
     """Walks the index until the end of the range (REC_OK) or of the budget (RANGE_MORE)."""
@@ -383,7 +411,9 @@ cdef int scan(RangeState *st, const kv_store *ops, void *txn, uint64_t floor, ui
         rc = iter_next(&it)
         if rc != REC_OK:
             break
-        if (work_max and work >= work_max) or (bytes_max and out.n - base >= bytes_max):
+        st.stopped = st.stop_hard and st.emitted >= st.stop_at
+        if (st.stopped or (work_max and work >= work_max)
+                or (bytes_max and out.n - base >= bytes_max)):
             rc = RANGE_MORE
             break
         steps = 0
@@ -404,10 +434,13 @@ cdef int scan(RangeState *st, const kv_store *ops, void *txn, uint64_t floor, ui
                 rc = collect(st, ops, txn, &seen)
         elif st.limit and st.emitted >= st.limit:
             st.more = True
+        elif st.stop_at and st.emitted >= st.stop_at:
+            st.stopped = True
+            st.count -= 1
+            rc = RANGE_MORE
         else:
             before = out.n
-            rc = emit(ops, txn, st.keys_mode, &it.key, &seen, &st.scratch, out)
-            st.emitted += 1
+            rc = emit_or_measure(st, ops, txn, &it.key, &seen, out)
             work += WORK_RECORD + (out.n - before) // WORK_BYTES
     if rc == RANGE_MORE:
         # The entry just read is not used up: the next slice begins with it.
@@ -492,17 +525,23 @@ cdef int emit_items(RangeState *st, const kv_store *ops, void *txn, uint64_t wor
     cdef uint64_t work = 0
     cdef Seen seen
     cdef int rc
-    while st.items_at < st.items_n and not (st.limit and st.emitted >= st.limit):
-        if (work_max and work >= work_max) or (bytes_max and out.n - base >= bytes_max):
+    while True:
+        st.stopped = st.stop_hard and st.emitted >= st.stop_at
+        if st.stopped:
+            return RANGE_MORE
+        if st.items_at >= st.items_n or (st.limit and st.emitted >= st.limit):
+            break
+        st.stopped = st.stop_at and st.emitted >= st.stop_at
+        if (st.stopped or (work_max and work >= work_max)
+                or (bytes_max and out.n - base >= bytes_max)):
             return RANGE_MORE
         seen.main = st.items[st.items_at].main
         seen.sub = st.items[st.items_at].sub
         before = out.n
-        rc = emit(ops, txn, st.keys_mode, NULL, &seen, &st.scratch, out)
+        rc = emit_or_measure(st, ops, txn, NULL, &seen, out)
         if rc != REC_OK:
             return rc
         st.items_at += 1
-        st.emitted += 1
         st.steps += 1
         work += WORK_RECORD + (out.n - before) // WORK_BYTES
     st.more = st.items_at < st.items_n
@@ -532,8 +571,46 @@ cdef int range_step(RangeState *st, const kv_store *ops, void *txn, int64_t floo
         if rc != REC_OK:
             return rc
     st.phase = PHASE_DONE
+    if st.sizing:
+        st.size += finish_size(st.more, st.count)
+        return REC_OK
     range_finish(out, st.more, st.count)
     return REC_NOMEM if out.err else REC_OK
+
+
+cdef size_t finish_size(bint more, int64_t count) noexcept nogil:
+    """Of what range_finish appends."""
+    return (2 if more else 0) + (1 + kv_varint_size(<uint64_t>count) if count else 0)
+
+
+cdef int range_mark(const RangeState *st, RangeMark *mark) noexcept nogil:
+    kv_buf_clear(&mark.at)
+    kv_put_bytes(&mark.at, st.at.p, st.at.n)
+    mark.items_at = st.items_at
+    mark.phase = st.phase
+    mark.count = st.count
+    mark.emitted = st.emitted
+    return REC_NOMEM if mark.at.err else REC_OK
+
+
+cdef int range_back(RangeState *st, const RangeMark *mark) noexcept nogil:
+    st.emitted = mark.emitted
+    st.stopped = False
+    if st.items != NULL:
+        st.phase = PHASE_EMIT             # the items stay sorted, and the count is known
+        st.items_at = mark.items_at
+        return REC_OK
+    kv_buf_clear(&st.at)
+    kv_put_bytes(&st.at, mark.at.p, mark.at.n)
+    st.phase = mark.phase
+    st.count = mark.count
+    st.more = False
+    return REC_NOMEM if st.at.err else REC_OK
+
+
+cdef bint range_counts(const RangeState *st) noexcept nogil:
+    return st.emitted == 0 and (st.phase == PHASE_COUNT or st.phase == PHASE_COLLECT
+                                or (st.phase == PHASE_EMIT and st.items_at == 0))
 
 
 # --- whole --------------------------------------------------------------------------------------

@@ -7,33 +7,28 @@ asks for barriers and hands in snapshots; which read is answered when is decided
 Invariants:
   1. Reads wait in two sets: `waiting` has its barrier, `gathering` came after that barrier began
      and gets the next one. A read is never answered from a barrier begun before it arrived.
-  2. A Range over several keys goes on in slices, each in a newer snapshot at the same revision.
+  2. A Range that takes more than a slice goes on elsewhere (longread), and holds up nobody.
   3. A read of a client that does not take its answers is held until it does.
 """
 
 from libc.stdint cimport int64_t, uint8_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from libcpp.vector cimport vector
 
-from kvnode._core.buf cimport kv_buf_free, kv_buf_trim, kv_put_bytes
+from kvnode._core.buf cimport kv_buf, kv_buf_free, kv_buf_trim, kv_put_bytes
 from kvnode._core.codes cimport *
 from kvnode._core.envelope cimport STATE_EXECUTED
 from kvnode._core.etcdpb cimport RangeReq, decode_range
+from kvnode._core.longread cimport SLICE_BYTES, SLICE_WORK, LongReads, read_code
 from kvnode._core.ranges cimport (
-    RANGE_MORE, RangeReader, range_free, range_init, range_step, reader_serve,
+    RANGE_MORE, RangeReader, RangeState, range_counts, range_free, range_init, range_step,
+    reader_serve,
 )
-from kvnode._core.records cimport REC_CORRUPT, REC_NOMEM, REC_NONE, REC_OK
 from kvnode._core.sink cimport Ref, Sink, Sinks
-
-cdef enum:
-    SLICE_WORK = 10000           # units of 100 ns: a slice of a long read lasts about 1 ms
-    SLICE_BYTES = 262144
-    SORT_BYTES_MAX = 268435456   # what a sorted read may remember of the keys it sorts
 
 
 cdef int read_add(
-    ReadSet *s, Ref ref, bint serializable, const uint8_t *p, size_t n,
+    ReadSet *s, Ref ref, int flags, const uint8_t *p, size_t n,
 ) noexcept nogil:
     cdef ReadItem *grown
     cdef size_t cap
@@ -48,7 +43,7 @@ cdef int read_add(
         s.items = grown
         s.cap = cap
     s.items[s.n].ref = ref
-    s.items[s.n].serializable = serializable
+    s.items[s.n].flags = flags
     s.items[s.n].at = s.bodies.n
     s.items[s.n].n = n
     kv_put_bytes(&s.bodies, p, n)
@@ -62,17 +57,16 @@ cdef void read_clear(ReadSet *s) noexcept nogil:
 
 
 cdef class ReadQueue:
-    """Reads that are answered into `sinks`; `member` and `cluster` are ids that answers carry."""
+    """Reads that are answered into `sinks`; `member` and `cluster` are ids that answers carry,
+    `stream_bytes` is near what one message of a RangeStream has."""
 
-    def __cinit__(self, Sinks sinks not None, *, member, cluster):
+    def __cinit__(self, Sinks sinks not None, *, member, cluster, stream_bytes):
         self.sinks = sinks
+        self.longs = LongReads(sinks, stream_bytes)
         self.head.member_id = member
         self.head.cluster_id = cluster
 
     def __dealloc__(self):
-        cdef size_t i
-        for i in range(self.longs.size()):
-            self.free_long(self.longs[i])
         kv_buf_free(&self.waiting.bodies)
         kv_buf_free(&self.gathering.bodies)
         kv_buf_free(&self.serial.bodies)
@@ -86,22 +80,22 @@ cdef class ReadQueue:
         """The Raft term that answers to reads carry."""
         self.head.raft_term = term
 
-    cdef int add_read(self, const Ref *ref, bint serializable, const uint8_t *p,
-                      size_t n) except -1:
-        if read_add(&self.serial if serializable else &self.gathering, ref[0], serializable,
+    cdef int add_read(self, const Ref *ref, int flags, const uint8_t *p, size_t n) except -1:
+        if read_add(&self.serial if flags & READ_SERIALIZABLE else &self.gathering, ref[0], flags,
                     p, n) < 0:
             raise MemoryError
         return 0
 
     cdef size_t bytes(self) noexcept nogil:
         return (self.waiting.bodies.n + self.gathering.bodies.n + self.serial.bodies.n
-                + self.held.bodies.n)
+                + self.held.bodies.n + sizeof(ReadItem)
+                * (self.waiting.n + self.gathering.n + self.serial.n + self.held.n))
 
     cdef int hold(self, ReadItem *item, const uint8_t *p) except -1:
         """A read waits until its client has taken answers."""
         if self.sinks.of(&item.ref).mark_held(&item.ref):
             self.holders.push_back(item.ref)
-        if read_add(&self.held, item.ref, item.serializable, p, item.n) < 0:
+        if read_add(&self.held, item.ref, item.flags, p, item.n) < 0:
             raise MemoryError
         return 0
 
@@ -132,7 +126,7 @@ cdef class ReadQueue:
                 continue
             if sink.full(&item.ref):
                 self.hold(item, old.bodies.p + item.at)
-            elif read_add(&self.gathering, item.ref, item.serializable,
+            elif read_add(&self.gathering, item.ref, item.flags,
                           old.bodies.p + item.at, item.n) < 0:
                 raise MemoryError
         kv_buf_free(&old.bodies)
@@ -198,8 +192,11 @@ cdef class ReadQueue:
             if sink.full(&item.ref):
                 self.hold(item, p)
                 continue
+            if item.flags & READ_STREAM:
+                self.longs.begin_stream(&item.ref, p, item.n, &self.head, reader)
+                continue
             if decode_range(p, item.n, &req) == CODE_OK and req.range_end.n:
-                self.begin_long(reader, item, p)
+                self.serve_short(reader, sink, item, &req, p)
                 continue
             out = sink.open_answer(&item.ref)
             code = reader_serve(reader, KIND_RANGE, p, item.n, &self.head, out)
@@ -207,92 +204,46 @@ cdef class ReadQueue:
         read_clear(s)
         return 0
 
+    cdef int serve_short(self, RangeReader reader, Sink sink, ReadItem *item, const RangeReq *req,
+                         const uint8_t *p) except -1:
+        """A Range over several keys: most end within a slice, the others go on later."""
+        cdef RangeState st
+        cdef kv_buf *out = sink.open_answer(&item.ref)
+        cdef size_t base = out.n
+        cdef int phase, rc, code
+        self.head.revision = <int64_t> reader.heads.revision
+        code = range_init(&st, req, <int64_t> reader.heads.revision,
+                          <int64_t> reader.heads.compacted, &self.head, out)
+        if code == CODE_OK:
+            phase = st.phase
+            st.items_bytes_max = self.longs.sort_room()
+            rc = range_step(&st, &reader.store.ops, reader.txn, <int64_t> reader.heads.freed,
+                            SLICE_WORK, SLICE_BYTES, out)
+            if rc == RANGE_MORE and range_counts(&st):
+                # A short sorted one: its sort ended the slice.
+                rc = range_step(&st, &reader.store.ops, reader.txn, <int64_t> reader.heads.freed,
+                                SLICE_WORK, SLICE_BYTES, out)
+            if rc == RANGE_MORE:
+                self.longs.take(&item.ref, p, item.n, &st, phase, &self.head, out.p + base,
+                                out.n - base)
+                sink.undo_answer(&item.ref)
+                return 0
+            range_free(&st)
+            code = read_code(rc)
+        sink.close_answer(&item.ref, code)
+        return 0
+
     # --- long reads -----------------------------------------------------------------------------
 
-    cdef int begin_long(self, RangeReader reader, ReadItem *item, const uint8_t *p) except -1:
-        """A Range over several keys: its first slice now, the others one a turn."""
-        cdef LongRead *r = <LongRead *> calloc(1, sizeof(LongRead))
-        cdef int code
-        if r == NULL:
-            raise MemoryError
-        r.ref = item.ref
-        self.sinks.of(&r.ref).count_long(&r.ref, 1)
-        kv_put_bytes(&r.body, p, item.n)
-        if r.body.err:
-            free(r)
-            raise MemoryError
-        decode_range(r.body.p, r.body.n, &r.req)
-        self.head.revision = <int64_t> reader.heads.revision
-        code = range_init(&r.state, &r.req, <int64_t> reader.heads.revision,
-                          <int64_t> reader.heads.compacted, &self.head, &r.out)
-        if code != CODE_OK:
-            self.end_long(r, code)
-            return 0
-        r.state.items_bytes_max = SORT_BYTES_MAX
-        if not self.step_one(reader, r):
-            self.longs.push_back(r)
-        return 0
-
-    cdef bint step_one(self, RangeReader reader, LongRead *r) except? True:
-        """One slice; True when the read is answered (and freed)."""
-        cdef int code = range_step(&r.state, &reader.store.ops, reader.txn,
-                                   <int64_t> reader.heads.freed, SLICE_WORK, SLICE_BYTES, &r.out)
-        if code == RANGE_MORE:
-            return False
-        if code == REC_OK:
-            self.end_long(r, CODE_OK)
-        elif code == REC_NONE:
-            self.end_long(r, CODE_COMPACTED)
-        elif code == REC_NOMEM:
-            self.end_long(r, CODE_TOO_MANY_REQUESTS)
-        elif code == REC_CORRUPT:
-            self.end_long(r, CODE_CORRUPT)
-        else:
-            self.end_long(r, CODE_UNAVAILABLE)
-        return True
-
-    cdef int end_long(self, LongRead *r, int code) except -1:
-        self.sinks.of(&r.ref).answer(&r.ref, code, STATE_EXECUTED,
-                                     r.out.p if code == CODE_OK else NULL,
-                                     r.out.n if code == CODE_OK else 0)
-        self.drop_long(r)
-        return 0
-
-    cdef int drop_long(self, LongRead *r) except -1:
-        self.sinks.of(&r.ref).count_long(&r.ref, -1)
-        self.free_long(r)
-        return 0
-
-    cdef void free_long(self, LongRead *r) noexcept nogil:
-        range_free(&r.state)
-        kv_buf_free(&r.body)
-        kv_buf_free(&r.out)
-        free(r)
-
-    def step_long(self, RangeReader reader) -> bool:
-        """One slice of every long read on the reader's snapshot; True while some are left."""
-        cdef vector[LongRead *] todo
-        cdef size_t i
-        cdef LongRead *r
-        todo.swap(self.longs)
-        for i in range(todo.size()):
-            r = todo[i]
-            if not self.sinks.of(&r.ref).alive(&r.ref):
-                self.drop_long(r)
-            elif not self.step_one(reader, r):
-                self.longs.push_back(r)
-        return self.longs.size() > 0
+    def step_long(self, RangeReader reader not None) -> bool:
+        """A slice of long reads on the reader's snapshot; True: there is more to do at once."""
+        return self.longs.step(reader)
 
     def lowest_reading(self) -> int:
         """The lowest revision that a long read reads at, 0 when there is none."""
-        cdef size_t i
-        cdef int64_t lowest = 0
-        for i in range(self.longs.size()):
-            if lowest == 0 or self.longs[i].state.revision < lowest:
-                lowest = self.longs[i].state.revision
-        return lowest
+        return self.longs.lowest()
 
     @property
     def long_reads(self) -> int:
         """Long reads under way."""
-        return self.longs.size()
+        return self.longs.reads.size()

@@ -1,7 +1,7 @@
 """Where a request came from and its answer goes. Table of contents of sink.pyx."""
 
 from cpython.ref cimport PyObject
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from kvnode._core.buf cimport kv_buf
 
@@ -41,6 +41,16 @@ cdef class Sink:
     # close_answer. A code other than 0: what was appended is cut off
     cdef kv_buf *open_answer(self, const Ref *ref) except NULL
     cdef int close_answer(self, const Ref *ref, int code) except -1
+    # drops what open_answer began: the answer comes later
+    cdef int undo_answer(self, const Ref *ref) except -1
+    # only where `pieces`: bytes that the client takes now; a message of n bytes, its pieces, and
+    # the end of the answer, which with a code other than 0 may cut the message short
+    cdef int64_t room(self, const Ref *ref) noexcept nogil
+    cdef int begin_long(self, const Ref *ref, uint64_t n) except -1
+    cdef int add_long(self, const Ref *ref, const uint8_t *p, size_t n) except -1
+    cdef int end_long(self, const Ref *ref, int code) except -1
+    # the answer would be n bytes, more than a message can have
+    cdef int refuse_size(self, const Ref *ref, uint64_t n) except -1
     # Sends what has gathered; True while something is left that must be tried again soon.
     cdef bint flush(self) except? True
 

@@ -11,7 +11,7 @@ Invariants:
   3. Between open_answer and close_answer of one request no other is opened on that sink.
 """
 
-from libc.stdint cimport uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from kvnode._core.buf cimport kv_buf
 
@@ -42,6 +42,24 @@ cdef class Sink:
         raise NotImplementedError
 
     cdef int close_answer(self, const Ref *ref, int code) except -1:
+        raise NotImplementedError
+
+    cdef int undo_answer(self, const Ref *ref) except -1:
+        raise NotImplementedError
+
+    cdef int64_t room(self, const Ref *ref) noexcept nogil:
+        return 1
+
+    cdef int begin_long(self, const Ref *ref, uint64_t n) except -1:
+        raise NotImplementedError
+
+    cdef int add_long(self, const Ref *ref, const uint8_t *p, size_t n) except -1:
+        raise NotImplementedError
+
+    cdef int end_long(self, const Ref *ref, int code) except -1:
+        raise NotImplementedError
+
+    cdef int refuse_size(self, const Ref *ref, uint64_t n) except -1:
         raise NotImplementedError
 
     cdef bint flush(self) except? True:

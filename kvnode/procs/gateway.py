@@ -105,7 +105,12 @@ class Gateway:
         self.sinks = Sinks()
         self.own = OwnSink()
         self.sinks.add(self.own)
-        self.reads = ReadQueue(self.sinks, member=start.member, cluster=start.cluster)
+        self.reads = ReadQueue(
+            self.sinks,
+            member=start.member,
+            cluster=start.cluster,
+            stream_bytes=config.max_request_bytes,
+        )
         self.front = Front(
             self.sinks,
             self.own,
