@@ -17,6 +17,7 @@ COVERAGE = os.environ.get("KVNODE_COVERAGE") == "1"
 ONLY = set(filter(None, os.environ.get("KVNODE_EXT", "").split(",")))
 
 LIBRARIES = {
+    "h2": ["nghttp2"],
     "lmdbstore": ["lmdb"],
     "logwriter": ["pthread"],
     "mapcopy": ["lmdb", "pthread"],

@@ -42,6 +42,7 @@ missing=
 command -v cc >/dev/null || missing="$missing gcc libc6-dev"
 command -v c++ >/dev/null || missing="$missing g++"
 echo '#include <lmdb.h>' | cc -E - >/dev/null 2>&1 || missing="$missing liblmdb-dev"
+echo '#include <nghttp2/nghttp2.h>' | cc -E - >/dev/null 2>&1 || missing="$missing libnghttp2-dev"
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
 "$python" -c 'import os, sys, sysconfig
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' \
