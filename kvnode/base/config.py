@@ -11,8 +11,7 @@ Invariants:
   2. Equal inputs give equal Configs: nothing here looks at the machine, except `log_json`, which
      asks for a terminal when nobody decided.
 
-Flags of etcd that have nothing to act on here are in INERT (accepted with a warning) or REFUSED
-(would promise what is not kept: TLS, no fsync): a flag of etcd's is never "unknown".
+Flags of etcd that have nothing to act on here stand in `foreign`.
 """
 
 from __future__ import annotations
@@ -104,7 +103,9 @@ def parse_list(value: object) -> tuple[str, ...]:
 def _one_of(*words: str) -> Callable[[Any], None]:
     def check(value: str) -> None:
         if value not in words:
-            raise ValueError(f"must be {', '.join(words[:-1])} or {words[-1]}")
+            said = [word for word in words if word]
+            last = said.pop()
+            raise ValueError(f"must be {', '.join(said)} or {last}" if said else f"must be {last}")
 
     return check
 
@@ -123,8 +124,8 @@ def _urls(*schemes: str) -> Callable[[Any], None]:
         for url in value:
             if url.startswith("https://") and "https" not in schemes:
                 raise ValueError(
-                    f'has "{url}", but this version has no TLS: use http:// on a network you '
-                    f"trust, or put a TLS proxy in front"
+                    f'has "{url}", but this version has no TLS there: use http:// on a network '
+                    f"you trust, or put a TLS proxy in front"
                 )
             ports.parse_url(url, schemes)
 
@@ -157,7 +158,8 @@ def _option(default: Any, parse: Parser, help: str, group: str, **more: Any) -> 
     return field(default=default, metadata={"option": Option(parse, help, group, **more)})
 
 
-MEMBER, CLUSTER, STORAGE, LOGGING, ZMQ = "Member", "Clustering", "Storage", "Logging", "kvnode"
+MEMBER, CLUSTER, SECURITY = "Member", "Clustering", "Security"
+STORAGE, LOGGING, ZMQ = "Storage", "Logging", "kvnode"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,11 +171,11 @@ class Config:
     data_dir: str = _option("", parse_text, "Data directory (default: NAME.kvnode).", MEMBER)
     listen_client_urls: tuple[str, ...] = _option(
         (f"http://localhost:{ports.CLIENT_PORT}",), parse_list,
-        "URLs to serve etcd's API on (not served yet; the native listener goes by it).",
-        MEMBER, check=_urls("http"))
+        "URLs to serve etcd's API on, gRPC and HTTP alike; https:// needs --cert-file and "
+        "--key-file.", MEMBER, check=_urls("http", "https"))
     advertise_client_urls: tuple[str, ...] = _option(
         (), parse_list, "Client URLs told to others (default: --listen-client-urls).", MEMBER,
-        acts=False, check=_urls("http", "https"))
+        check=_urls("http", "https"))
     listen_peer_urls: tuple[str, ...] = _option(
         (f"http://localhost:{ports.PEER_PORT}",), parse_list, "URLs to serve other members on.",
         MEMBER, acts=False, check=_urls("http"))
@@ -189,6 +191,21 @@ class Config:
     metrics: str = _option(
         "basic", parse_text, "basic, or extensive: also histograms of each RPC's duration.", MEMBER,
         check=_one_of("basic", "extensive"))
+    max_concurrent_streams: int = _option(
+        (1 << 32) - 1, parse_count, "Most calls that one connection may have open.", MEMBER,
+        check=_between(1, (1 << 32) - 1))
+    grpc_keepalive_min_time: float = _option(
+        5.0, parse_duration, "A client that pings more often than this is told to go.", MEMBER,
+        check=_between(0))
+    grpc_keepalive_interval: float = _option(
+        7200.0, parse_duration, "Silence after which a connection is pinged (0 = never).", MEMBER,
+        check=_between(0))
+    grpc_keepalive_timeout: float = _option(
+        20.0, parse_duration, "Time for the answer to that ping, before the connection ends.",
+        MEMBER, check=_between(0))
+    watch_progress_notify_interval: float = _option(
+        600.0, parse_duration, "Time between progress notices to idle watches that asked for "
+        "them.", MEMBER, check=_between(0.1))
     heartbeat_interval: int = _option(
         100, parse_count, "Time between heartbeats of the leader.", MEMBER, unit="ms",
         check=_between(1, 10_000))
@@ -220,11 +237,24 @@ class Config:
         True, parse_flag, "Refuse changes of members that would lose the quorum.", CLUSTER,
         acts=False)
     auto_compaction_mode: str = _option(
-        "periodic", parse_text, "periodic or revision.", CLUSTER, acts=False,
+        "periodic", parse_text, "periodic or revision.", CLUSTER,
         check=_one_of("periodic", "revision"))
     auto_compaction_retention: str = _option(
         "0", parse_text, "History kept by automatic compaction: a duration (a bare number is "
-        "hours) or a count of revisions; 0 = off.", CLUSTER, acts=False)
+        "hours) or a count of revisions; 0 = off.", CLUSTER)
+
+    cert_file: str = _option(
+        "", parse_text, "Certificate (chain) that clients see on https:// URLs, in PEM.", SECURITY)
+    key_file: str = _option("", parse_text, "Its private key, in PEM.", SECURITY)
+    cipher_suites: tuple[str, ...] = _option(
+        (), parse_list, "TLS 1.2 suites that are offered, by IANA name (default: OpenSSL's).",
+        SECURITY)
+    tls_min_version: str = _option(
+        "TLS1.2", parse_text, "Oldest TLS version: TLS1.2 or TLS1.3.", SECURITY,
+        check=_one_of("TLS1.2", "TLS1.3"))
+    tls_max_version: str = _option(
+        "", parse_text, "Newest TLS version (default: the newest there is).", SECURITY,
+        check=_one_of("", "TLS1.2", "TLS1.3"))
 
     quota_backend_bytes: int = _option(
         limits.QUOTA_BYTES_DEFAULT, parse_size, "Live data above which writes are refused "
@@ -232,6 +262,9 @@ class Config:
     snapshot_count: int = _option(
         10_000, parse_count, "etcd's log length; kvnode cuts its log by checkpoints.", STORAGE,
         acts=False, check=_between(1))
+    compaction_batch_limit: int = _option(
+        1000, parse_count, "Most records looked at in one slice of freeing.", STORAGE,
+        check=_between(1))
     wal_segment_bytes: int = _option(
         limits.SEGMENT_BYTES_DEFAULT, parse_size, "Size of one file of the log.", STORAGE,
         unit="bytes", etcd=False, check=_between(64 << 10, 1 << 30))
@@ -252,8 +285,13 @@ class Config:
         "auto", parse_text, "json, console, or auto: console on a terminal.", LOGGING,
         check=_one_of("auto", "json", "console"))
     log_outputs: tuple[str, ...] = _option(
-        ("default",), parse_list, "Where logs go; this version writes to stderr.", LOGGING,
-        acts=False)
+        ("default",), parse_list, "stderr, stdout, or files that are appended to; default and "
+        "systemd/journal are stderr.", LOGGING)
+    logger: str = _option("zap", parse_text, "zap: structured records.", LOGGING,
+        check=_one_of("zap"))
+    warning_unary_request_duration: float = _option(
+        0.3, parse_duration, "A unary call that takes longer is logged.", LOGGING,
+        check=_between(0))
 
     listen_zmq_urls: tuple[str, ...] = _option(
         (), parse_list, "tcp://HOST:PORT of the native protocol (default: the first client URL's "
@@ -263,9 +301,6 @@ class Config:
         etcd=False, check=_one_of("unix", "zmq"))
     gateways: int = _option(
         1, parse_count, "Gateway processes.", ZMQ, etcd=False, check=_between(1, 64))
-    session_window: int = _option(
-        limits.SESSION_WINDOW, parse_count, "Outcomes kept a session.", ZMQ, etcd=False,
-        check=_between(16, 1 << 20))
     force_read_barrier: bool = _option(
         False, parse_flag, "Ask consensus for each batch of reads, though one voter could tell "
         "from shared memory.", ZMQ, etcd=False)
@@ -280,6 +315,19 @@ class Config:
         if self.log_format == "auto":
             return not sys.stderr.isatty()
         return self.log_format == "json"
+
+    def compaction(self) -> tuple[str, float]:
+        """How history is compacted by itself: ("periodic", seconds kept), ("revision", count of
+        revisions kept), or a mode and 0: not at all."""
+        mode, text = self.auto_compaction_mode, self.auto_compaction_retention
+        try:
+            if text.isdigit():
+                return mode, float(text) * (3600 if mode == "periodic" else 1)
+            if mode == "revision":
+                raise ValueError("must be a count of revisions in mode revision")
+            return mode, parse_duration(text)
+        except ValueError as error:
+            raise ConfigError(f'--auto-compaction-retention "{text}": {error}') from None
 
     def cluster_members(self) -> dict[str, list[str]]:
         """initial_cluster as name -> peer URLs; a name may stand several times."""
@@ -298,55 +346,6 @@ OPTIONS: dict[str, Option] = {
     if "option" in item.metadata
 }
 """The table by flag name, in the order of the help."""
-
-def _words(text: str) -> list[str]:
-    return text.split()
-
-
-INERT: dict[str, type] = dict.fromkeys(
-    _words("""initial-election-tick-advance memory-mlock socket-reuse-port socket-reuse-address
-    enable-pprof enable-log-rotation enable-distributed-tracing
-    peer-skip-client-san-verification discovery-insecure-transport
-    discovery-insecure-skip-tls-verify"""),
-    bool,
-) | dict.fromkeys(
-    _words("""wal-dir max-snapshots max-wals backend-bbolt-freelist-type backend-batch-interval
-    backend-batch-limit max-concurrent-streams grpc-keepalive-min-time grpc-keepalive-interval
-    grpc-keepalive-timeout raft-read-timeout raft-write-timeout feature-gates v2-deprecation
-    self-signed-cert-validity cipher-suites tls-min-version tls-max-version
-    auth-token bcrypt-cost auth-token-ttl logger log-rotation-config-json
-    warning-unary-request-duration warning-apply-duration distributed-tracing-address
-    distributed-tracing-service-name distributed-tracing-instance-id
-    distributed-tracing-sampling-rate corrupt-check-time compact-hash-check-time
-    compaction-batch-limit compaction-sleep-interval watch-progress-notify-interval
-    bootstrap-defrag-threshold-megabytes max-learners downgrade-check-time
-    snapshot-catchup-entries"""),
-    str,
-)
-"""etcd's flags that are accepted and do nothing, with whether they take a value."""
-
-_TLS = "this version has no TLS"
-_NOT_YET = "this version runs one member that is named by its own flags"
-REFUSED: Mapping[str, tuple[type, str]] = (
-    dict.fromkeys(["client-cert-auth", "auto-tls", "peer-client-cert-auth", "peer-auto-tls"],
-                  (bool, _TLS))
-    | dict.fromkeys(
-        _words("""cert-file key-file client-cert-file client-key-file client-crl-file
-        client-cert-allowed-hostname trusted-ca-file peer-cert-file peer-key-file
-        peer-client-cert-file peer-client-key-file peer-trusted-ca-file peer-cert-allowed-cn
-        peer-cert-allowed-hostname peer-crl-file"""), (str, _TLS))
-    | dict.fromkeys(
-        _words("""discovery discovery-token discovery-endpoints discovery-dial-timeout
-        discovery-request-timeout discovery-keepalive-time discovery-keepalive-timeout
-        discovery-cert discovery-key discovery-cacert discovery-user discovery-password
-        discovery-fallback discovery-proxy discovery-srv discovery-srv-name
-        listen-client-http-urls"""), (str, _NOT_YET))
-    | {
-        "unsafe-no-fsync": (bool, "kvnode never acknowledges what is not synced"),
-        "force-new-cluster": (bool, _NOT_YET),
-    }
-)  # fmt: skip
-"""etcd's flags that would promise what is not kept, with the reason."""
 
 
 def parse_option(name: str, value: object) -> Any:
@@ -410,14 +409,18 @@ def _check_together(config: Config) -> None:
     for urls in members.values():
         for url in urls:
             ports.parse_url(url, ("http",))
-    retention = config.auto_compaction_retention
-    if not retention.isdigit():
-        try:
-            if config.auto_compaction_mode == "revision":
-                raise ValueError("must be a count of revisions in mode revision")
-            parse_duration(retention)
-        except ValueError as error:
-            raise ConfigError(f'--auto-compaction-retention "{retention}": {error}') from None
+    if any(url.startswith("https://") for url in config.listen_client_urls) and not (
+        config.cert_file and config.key_file
+    ):
+        raise ConfigError("--listen-client-urls has https://: set --cert-file and --key-file")
+    if config.tls_min_version > (config.tls_max_version or config.tls_min_version):
+        raise ConfigError(
+            f"--tls-max-version {config.tls_max_version} is below --tls-min-version "
+            f"{config.tls_min_version}"
+        )
+    if config.cipher_suites and config.tls_min_version == "TLS1.3":
+        raise ConfigError("--cipher-suites chooses among TLS1.2's: leave it out with TLS1.3 alone")
+    config.compaction()
 
 
 def config_to_json(config: Config) -> dict[str, Any]:

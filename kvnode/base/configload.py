@@ -16,8 +16,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvnode.base.config import INERT, OPTIONS, REFUSED, Config, complete, parse_flag, parse_option
+from kvnode.base.config import OPTIONS, Config, complete, parse_flag, parse_option
 from kvnode.base.errors import ConfigError
+from kvnode.base.foreign import (
+    INERT,
+    REFUSED,
+    SECTIONS,
+    is_foreign,
+    present_name,
+    section_flag,
+)
 
 CONFIG_FILE = "config-file"
 PREFIXES = ("KVNODE_", "ETCD_")
@@ -26,7 +34,6 @@ _OTHER_VARIABLES = (
     "KVNODE_ENDPOINTS", "KVNODE_TOKEN", "KVNODE_EXT", "KVNODE_SANITIZE", "KVNODE_COVERAGE",
     "KVNODE_FAILPOINT", "KVNODE_TEST_", "KVNODE_SEED", "KVNODE_PEERS", "ETCD_UNSUPPORTED_ARCH",
 )  # fmt: skip
-_TLS_SECTIONS = ("client-transport-security", "peer-transport-security")
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,8 @@ def _check_foreign(source: str, layer: Mapping[str, Any], warnings: list[str]) -
     """etcd's flags without a meaning here: a warning or, where one would rely on it, an error."""
     for name, raw in layer.items():
         if name in INERT:
-            warnings.append(f"{_origin(source, name)} is etcd's and has no effect on kvnode")
+            if _is_set(raw):
+                warnings.append(f"--{name} ({_origin(source, name)}) {INERT[name][1]}")
         elif name in REFUSED and _is_set(raw):
             raise ConfigError(
                 f"{_origin(source, name)} can't be kept: {REFUSED[name][1]}. Remove it"
@@ -127,9 +135,10 @@ def parse_flags(arguments: Sequence[str]) -> dict[str, str]:
         at += 1
         if not word.startswith("-") or word in ("-", "--"):
             raise ConfigError(f'"{word}" is not a flag: serve takes only --flags')
-        name, equals, value = word.lstrip("-").partition("=")
-        if name != CONFIG_FILE and name not in OPTIONS and not _is_foreign(name):
-            raise ConfigError(f"unknown flag --{name}{suggest(name, '--')}")
+        given, equals, value = word.lstrip("-").partition("=")
+        name = present_name(given)
+        if name != CONFIG_FILE and name not in OPTIONS and not is_foreign(name):
+            raise ConfigError(f"unknown flag --{given}{suggest(name, '--')}")
         if equals:
             flags[name] = value
         elif _is_switch(name):
@@ -142,16 +151,11 @@ def parse_flags(arguments: Sequence[str]) -> dict[str, str]:
     return flags
 
 
-def _is_foreign(name: str) -> bool:
-    return name in INERT or name in REFUSED
-
-
 def _is_switch(name: str) -> bool:
     if name in OPTIONS:
         return OPTIONS[name].parse is parse_flag
-    if name in REFUSED:
-        return REFUSED[name][0] is bool
-    return INERT.get(name) is bool
+    foreign = REFUSED.get(name) or INERT.get(name)
+    return foreign is not None and foreign[0] is bool
 
 
 def suggest(name: str, prefix: str = "") -> str:
@@ -171,8 +175,8 @@ def read_variables(environ: Mapping[str, str], warnings: list[str]) -> dict[str,
         for prefix in PREFIXES:
             if not variable.startswith(prefix) or variable.startswith(_OTHER_VARIABLES):
                 continue
-            name = variable[len(prefix) :].lower().replace("_", "-")
-            if name in OPTIONS or name == CONFIG_FILE or _is_foreign(name):
+            name = present_name(variable[len(prefix) :].lower().replace("_", "-"))
+            if name in OPTIONS or name == CONFIG_FILE or is_foreign(name):
                 if environ[variable] != "":
                     found[prefix][name] = environ[variable]
             else:
@@ -197,17 +201,15 @@ def read_file(path: str) -> dict[str, Any]:
         raise ConfigError(f"--config-file {path}: must be a mapping of keys to values")
     values: dict[str, Any] = {}
     for key, value in raw.items():
-        name = str(key)
-        if name in _TLS_SECTIONS:
-            if isinstance(value, dict) and any(value.values()):
-                raise ConfigError(
-                    f"--config-file {path}: {name} can't be kept: this version has no TLS. "
-                    f"Remove it"
-                )
-        elif name not in OPTIONS and not _is_foreign(name):
-            raise ConfigError(f'--config-file {path}: unknown key "{name}"{suggest(name)}')
-        elif value is not None and value != "":
-            values[name] = value
+        inner = value if key in SECTIONS and isinstance(value, dict) else {}
+        found = {section_flag(str(key), str(k)): v for k, v in inner.items()}
+        if key not in SECTIONS:
+            found = {present_name(str(key)): value}
+        for name, one in found.items():
+            if name not in OPTIONS and not is_foreign(name):
+                raise ConfigError(f'--config-file {path}: unknown key "{key}"{suggest(name)}')
+            if one is not None and one != "":
+                values[name] = one
     return values
 
 

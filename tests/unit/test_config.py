@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kvnode.base import config as table
+from kvnode.base import foreign
 from kvnode.base.config import OPTIONS, config_from_json, config_to_json, parse_duration, parse_size
 from kvnode.base.configload import flags_help, load_config, parse_flags
 from kvnode.base.errors import ConfigError
@@ -115,7 +115,16 @@ def test_derived_defaults() -> None:
         (["--link=tcp"], "must be unix or zmq"),
         (["--log-level=loud"], "must be debug"),
         (["--listen-client-urls=localhost:2379"], "must begin with http://"),
-        (["--listen-client-urls=https://localhost:2379"], "no TLS"),
+        (["--listen-client-urls=https://localhost:2379"], "set --cert-file and --key-file"),
+        (["--listen-client-urls=https://h:1", "--cert-file=/x"], "set --cert-file and --key-file"),
+        (["--tls-min-version=TLS1.3", "--tls-max-version=TLS1.2"], "is below"),
+        (["--tls-min-version=TLS1.0"], "must be TLS1.2 or TLS1.3"),
+        (["--cipher-suites=A", "--tls-min-version=TLS1.3"], "leave it out"),
+        (["--logger=capnslog"], "must be zap"),
+        (["--metrics=all"], "must be basic or extensive"),
+        (["--max-concurrent-streams=0"], "must be from 1"),
+        (["--grpc-keepalive-interval=5"], "such as 300ms"),
+        (["--session-window=64"], "unknown flag --session-window"),
         (["--initial-advertise-peer-urls=https://h:2380"], "no TLS"),
         (["--listen-client-urls=http://h"], "has no port"),
         (["--listen-client-urls=http://h:99999"], "has no port from 1"),
@@ -130,8 +139,12 @@ def test_derived_defaults() -> None:
         (["--initial-cluster=default=http://a:1,b=http://b:1"], "names 2 members"),
         (["--auto-compaction-retention=x"], "such as 300ms"),
         (["--auto-compaction-mode=revision", "--auto-compaction-retention=5m"], "count"),
-        (["--cert-file=/x"], "--cert-file can't be kept: this version has no TLS"),
-        (["--auto-tls"], "no TLS"),
+        (["--trusted-ca-file=/x"], "checks no clients' certificates"),
+        (["--client-cert-auth"], "checks no clients' certificates"),
+        (["--auto-tls"], "makes none"),
+        (["--peer-client-cert-auth=true"], "no TLS between members"),
+        (["--peer-cert-file", "/x"], "no TLS between members"),
+        (["--discovery=https://discovery.etcd.io/x"], "named by its own flags"),
         (["--unsafe-no-fsync"], "never acknowledges"),
     ],
 )
@@ -158,10 +171,13 @@ def test_etcd_flags_without_effect() -> None:
     loaded = load(
         "--feature-gates=InitialCorruptCheck=true", "--enable-pprof", "--auto-tls=false",
         "--watch-progress-notify-interval=5s", "--snapshot-count=5000", "--cert-file=",
-        "--listen-metrics-urls=http://127.0.0.1:2381",
+        "--listen-metrics-urls=http://127.0.0.1:2381", "--memory-mlock=false",
     )  # fmt: skip
-    assert len(loaded.warnings) == 4
-    assert "flag --enable-pprof is etcd's and has no effect on kvnode" in loaded.warnings
+    assert loaded.warnings == [
+        "--feature-gates (flag --feature-gates) has no effect in this version",
+        "--enable-pprof (flag --enable-pprof) has no effect on kvnode",
+        "--snapshot-count (flag --snapshot-count) is kept, but has no effect in this version",
+    ]
 
 
 def test_etcd_flag_table_is_whole() -> None:
@@ -192,9 +208,9 @@ def test_etcd_flag_table_is_whole() -> None:
     watch-progress-notify-interval warning-apply-duration bootstrap-defrag-threshold-megabytes
     max-learners compaction-sleep-interval downgrade-check-time snapshot-catchup-entries
     force-new-cluster unsafe-no-fsync"""
-    known = {*OPTIONS, *table.INERT, *table.REFUSED}
+    known = {*OPTIONS, *foreign.INERT, *foreign.REFUSED}
     assert set(flags.split()) - known == set()
-    assert len(known) == len(OPTIONS) + len(table.INERT) + len(table.REFUSED)
+    assert len(known) == len(OPTIONS) + len(foreign.INERT) + len(foreign.REFUSED)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +222,10 @@ def test_etcd_flag_table_is_whole() -> None:
         ("max-txn-ops: x", "from file"),
         ("max-txn-ops: true", "must be an integer"),
         ("name: on", "must be text"),
-        ("client-transport-security: {cert-file: /x}", "no TLS"),
+        ("client-transport-security: {trusted-ca-file: /x}", "checks no clients' certificates"),
+        ("client-transport-security: {cert-fil: /x}", 'unknown key "client-transport-security"'),
+        ("peer-transport-security: {cert-file: /x}", "no TLS between members"),
+        ("peer-transport-security: {allowed-cn: x}", "no TLS between members"),
         ("unsafe-no-fsync: true", "never acknowledges"),
     ],
 )
@@ -225,7 +244,10 @@ def test_etcd_sample_file(tmp_path: Path) -> None:
         "listen-client-urls: http://localhost:2379\ninitial-cluster:\npre-vote: true\n"
         "client-transport-security:\n  cert-file:\n  client-cert-auth: false\n"
         "log-outputs: [stderr]\nauto-compaction-retention: \"1\"\nquota-backend-bytes: 0\n"
-        "strict-reconfig-check: false\nforce-new-cluster: false\n"
+        "strict-reconfig-check: false\nforce-new-cluster: false\nwal-dir:\nmax-wals: 5\ncors:\n"
+        "discovery:\ndiscovery-fallback: 'proxy'\nproxy: 'off'\nproxy-read-timeout: 0\n"
+        "enable-pprof: true\nself-signed-cert-validity: 1\nlogger: zap\ntls-max-version: 'TLS1.3'\n"
+        "cipher-suites: [TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256]\nauto-compaction-mode: periodic\n"
         "watch-progress-notify-interval: 600000000000\n"
     )
     assert load("--config-file", str(file)).config.log_outputs == ("stderr",)
@@ -234,6 +256,57 @@ def test_etcd_sample_file(tmp_path: Path) -> None:
     assert load(KVNODE_CONFIG_FILE=str(empty)).config == load().config
     with pytest.raises(ConfigError, match="No such file"):
         load("--config-file", str(tmp_path / "none"))
+
+
+def test_a_files_section_sets_the_flags_it_stands_for(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "client-transport-security: {cert-file: /c, key-file: /k, auto-tls: false}\n"
+        "peer-transport-security: {cert-file: '', client-cert-auth: false}\n"
+    )
+    loaded = load("--config-file", str(file), "--key-file=/other")
+    assert (loaded.config.cert_file, loaded.config.key_file) == ("/c", "/other")
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "said"),
+    [
+        # Kubernetes' kubeadm before 1.34
+        (["--experimental-initial-corrupt-check=true",
+          "--experimental-watch-progress-notify-interval=5s"], {}, ["initial-corrupt-check"]),
+        # Patroni's documentation
+        (["--data-dir=data/etcd", "--enable-v2=true"], {}, ["enable-v2"]),
+        # Helm charts
+        ([], {"ETCD_AUTO_COMPACTION_MODE": "periodic", "ETCD_AUTO_COMPACTION_RETENTION": "10",
+              "ETCD_METRICS": "basic", "ETCD_LOG_LEVEL": "info", "ETCD_ON_K8S": "yes",
+              "ETCD_AUTH_TOKEN": "jwt,priv-key=/k.pem,sign-method=RS256,ttl=10m"},
+         ["ETCD_ON_K8S", "ETCD_AUTH_TOKEN"]),
+        ([], {"ETCD_EXPERIMENTAL_COMPACTION_BATCH_LIMIT": "10"}, []),
+    ],
+)  # fmt: skip
+def test_older_names_and_what_charts_set(flags, environ, said) -> None:
+    warnings = load(*flags, **environ).warnings
+    assert len(warnings) == len(said), warnings
+    assert all(any(one in warning for warning in warnings) for one in said)
+
+
+def test_options_of_older_names_act() -> None:
+    config = load("--experimental-watch-progress-notify-interval=5s").config
+    assert config.watch_progress_notify_interval == 5
+    assert load(ETCD_EXPERIMENTAL_COMPACTION_BATCH_LIMIT="10").config.compaction_batch_limit == 10
+
+
+@pytest.mark.parametrize(
+    ("mode", "text", "meaning"),
+    [
+        ("periodic", "0", 0), ("periodic", "1", 3600), ("periodic", "10h", 36000),
+        ("periodic", "30m", 1800), ("periodic", "1h30m", 5400), ("revision", "1000", 1000),
+        ("revision", "0", 0),
+    ],
+)  # fmt: skip
+def test_compaction(mode: str, text: str, meaning: float) -> None:
+    flags = [f"--auto-compaction-mode={mode}", f"--auto-compaction-retention={text}"]
+    assert load(*flags).config.compaction() == (mode, meaning)
 
 
 def test_parse_flags_like_go() -> None:
