@@ -30,6 +30,15 @@ from libc.string cimport memset, strdup
 import os
 from collections import deque
 
+from kvnode._core.meters cimport (
+    H_WAL_FSYNC,
+    H_WAL_WRITE,
+    M_WAL_BYTES,
+    meter_add,
+    meter_now_ns,
+    meter_observe,
+)
+
 from kvnode.base.errors import DiskError
 
 
@@ -143,6 +152,7 @@ cdef int write_run(state_t *s, op_t *ops, size_t n) noexcept nogil:
     cdef size_t i = 0, k, j
     cdef int64_t offset
     cdef ssize_t got
+    cdef uint64_t t0 = meter_now_ns(), bytes_before = s.bytes
     while i < n:
         k = 0
         offset = ops[i].offset
@@ -170,6 +180,8 @@ cdef int write_run(state_t *s, op_t *ops, size_t n) noexcept nogil:
                 iov[j].iov_base = <void *>(<uint8_t *>iov[j].iov_base + got)
                 iov[j].iov_len -= <size_t>got
         i += k
+    meter_observe(H_WAL_WRITE, meter_now_ns() - t0, 1)
+    meter_add(M_WAL_BYTES, s.bytes - bytes_before)
     return 0
 
 
@@ -180,6 +192,7 @@ cdef int sync_run(state_t *s, int fd) noexcept nogil:
         fail(s, errno, "fdatasync")
         return -1
     us = now_us() - t0
+    meter_observe(H_WAL_FSYNC, us * 1000, 1)
     pthread_mutex_lock(&s.lock)
     s.syncs += 1
     s.sync_us_sum += us

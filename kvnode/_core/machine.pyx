@@ -79,6 +79,16 @@ from kvnode._core.envelope cimport (
 )
 from kvnode._core.etcdpb cimport RespHeader
 from kvnode._core.freeing cimport free_slice, freeing_pending
+from kvnode._core.meters cimport (
+    M_COMPACT_REVISION,
+    M_DELETES,
+    M_PUTS,
+    M_REVISION,
+    meter_add,
+    meter_forget,
+    meter_request,
+    meter_set,
+)
 from kvnode._core.outcomes cimport answer_outcome, outcome_requests
 from kvnode._core.records cimport REC_CORRUPT, REC_FAILED, REC_NOMEM, REC_OK
 from kvnode._core.requests cimport Alarm, alarms_changed, exec_free, exec_init, exec_request
@@ -194,6 +204,8 @@ cdef int execute(Loop *m, const Group *g, kv_buf *out) noexcept nogil:
         rc = exec_request(&m.x, &q, g.user, out, &m.outcome, &code)
         if rc != REC_OK:
             return rc
+        if m.answering:
+            meter_request(q.kind, code)
         if out != NULL:
             res_close(out, at, mark, <uint8_t>code)
     return REC_OK
@@ -545,6 +557,7 @@ cdef class Machine:
         cdef Loop *m = self.loop
         cdef const unsigned char *p
         cdef size_t i, n = entries.shape[0]
+        cdef uint64_t puts = m.x.w.puts, deletes = m.x.w.deletes
         cdef int rc
         self.check()
         if n == 0:
@@ -558,7 +571,13 @@ cdef class Machine:
             kv_buf_trim(&m.x.leases, OUT_KEEP)
             rc = apply_all(m, p, n)
         if rc != REC_OK:
+            meter_forget()
             self.fail(rc, f"applying entry {m.x.index}")
+        if answer:
+            meter_add(M_PUTS, m.x.w.puts - puts)
+            meter_add(M_DELETES, m.x.w.deletes - deletes)
+            meter_set(M_REVISION, <uint64_t>m.x.w.revision)
+            meter_set(M_COMPACT_REVISION, <uint64_t>max(0, m.x.w.compacted))
         return [
             (m.outs[i].incarnation, (<char *>m.outs[i].buf.p)[:m.outs[i].buf.n])
             for i in range(m.outs_n) if m.outs[i].buf.n

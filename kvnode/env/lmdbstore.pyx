@@ -43,6 +43,7 @@ from libc.string cimport memset, strerror
 from posix.unistd cimport fdatasync
 
 from kvnode._core.buf cimport kv_slice
+from kvnode._core.meters cimport H_COMMIT, meter_now_ns, meter_observe
 from kvnode._core.store cimport (
     ST_EXISTS,
     ST_FAILED,
@@ -237,14 +238,16 @@ cdef uint64_t dirtied_pages(lm_txn *t) noexcept nogil:
 cdef int lm_commit(void *txn) noexcept nogil:
     cdef lm_txn *t = <lm_txn *>txn
     cdef lm_env *e = t.env
-    cdef uint64_t pages
+    cdef uint64_t pages, began
     cdef int rc
     if t.failed:
         lm_abort(txn)
         return ST_FAILED
     pages = dirtied_pages(t)
     drop_cursors(t, False)
+    began = meter_now_ns()
     rc = mdb_txn_commit(t.txn)
+    meter_observe(H_COMMIT, meter_now_ns() - began, 1)
     free(t)
     e.writing = False
     if rc:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import setproctitle
 
+from kvnode._core import meters
 from kvnode.base import failpoint
 from kvnode.base.config import Config, config_from_json
 
@@ -171,5 +172,9 @@ def begin(role: str) -> Start:
     number = f"-{start.number}" if role == "gateway" else ""
     setproctitle.setproctitle(f"kvnode: {role}{number} [{name}] {start.layout.data}")
     set_up_log(start.config.log_level, start.config.log_json)
+    region = {"applier": meters.APPLIER, "consensus": meters.CONSENSUS}.get(role)
+    if region is None:
+        region = meters.GATEWAY + start.number
+    meters.attach(start.layout.words, region, time.time_ns() // 1000)
     failpoint.arm(role)
     return start

@@ -28,6 +28,7 @@ import hashlib
 import json
 import logging
 import os
+import resource
 import select
 import shutil
 import signal
@@ -42,6 +43,7 @@ from typing import Any
 import setproctitle
 
 from kvnode import __version__
+from kvnode._core import meters
 from kvnode._core.sharedword import SharedWords
 from kvnode.base import failpoint
 from kvnode.base.config import Config, config_to_json
@@ -245,6 +247,8 @@ class Supervisor:
             os.unlink(self.layout.map_opened)
         self.identity = open_identity(config, self.layout)
         self.words = SharedWords(self.layout.words, create=True)
+        meters.create(self.layout.words, config.gateways)
+        meters.attach(self.layout.words, meters.SUPERVISOR, time.time_ns() // 1000)
         self.listeners = open_listeners(config)
         self.children = [Child("applier"), Child("consensus")]
         self.children += [Child("gateway", n) for n in range(config.gateways)]
@@ -335,6 +339,9 @@ class Supervisor:
             self.stopping = True
             return
         log.warning("a process died, starting it again", extra={"fields": fields})
+        meters.add(meters.SLOT["restarts"])
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        meters.put(meters.SLOT["dead_cpu_us"], int((used.ru_utime + used.ru_stime) * 1e6))
         failpoint.hit("death")
         self.start(child, restart=True)
         failpoint.hit("restarted")

@@ -17,11 +17,13 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from kvnode._core import meters
 from kvnode._core.machine import Machine
 from kvnode.base.codes import Code
 from kvnode.base.errors import DiskError
 from kvnode.base.failpoint import hit
 from kvnode.base.limits import MIB
+from kvnode.env.clock import monotonic_us
 from kvnode.env.generation import GenerationBuilder, Retired
 from kvnode.env.scrub import Scrubber
 from kvnode.procs.growth import with_room
@@ -50,6 +52,7 @@ class Defragmenter:
     def __init__(self, applier: Applier) -> None:
         self.applier = applier
         self.waiting: list[Done] = []
+        self.began_us = 0
         self.builder: GenerationBuilder | None = None
         self.machine: Machine | None = None
         self.retired: Retired | None = None
@@ -94,6 +97,8 @@ class Defragmenter:
             self._end(Code.NO_SPACE, str(error).encode())
             return
         self.builder = builder
+        self.began_us = monotonic_us()
+        meters.put(meters.SLOT["defrag_running"], 1)
         self.applier.loop.add(builder.fileno(), self.on_copied)
         hit("defrag-copy")
 
@@ -175,6 +180,8 @@ class Defragmenter:
             extra={"fields": {"generation": applier.opened.generation, "live-bytes": before}},
         )
         applier.loop.after(POLL_SECONDS, self.poll_retired)
+        took = (monotonic_us() - self.began_us) * 1000
+        meters.observe(meters.HISTOGRAM["defrag"], took)
         self._end(Code.OK, b"")
 
     def poll_retired(self) -> None:
@@ -200,6 +207,7 @@ class Defragmenter:
             self._end(Code.UNAVAILABLE, why)
 
     def _end(self, code: Code, text: bytes) -> None:
+        meters.put(meters.SLOT["defrag_running"], 0)
         waiting, self.waiting = self.waiting, []
         for done in waiting:
             done(code, text)
