@@ -7,6 +7,7 @@ from libcpp.unordered_map cimport unordered_map
 from libcpp.vector cimport vector
 
 from kvnode._core.buf cimport kv_arena, kv_buf
+from kvnode._core.freed cimport FreedSink
 from kvnode._core.readqueue cimport ReadQueue
 from kvnode._core.sink cimport OwnSink, Ref, Sinks
 
@@ -36,6 +37,7 @@ cdef class Front:
         Sinks sinks
         ReadQueue queue
         OwnSink own
+        FreedSink freed
         Slot *slots
         uint32_t slot_mask
         uint32_t slot_next

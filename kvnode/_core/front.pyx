@@ -31,7 +31,10 @@ from kvnode._core.envelope cimport (
     env_begin_batch, env_next_group, env_open_group, env_read_head, env_set_groups, res_next,
     res_next_group, res_results,
 )
-from kvnode._core.etcdpb cimport RangeReq, check_range, check_request, decode_range
+from kvnode._core.etcdpb cimport (
+    CompactReq, RangeReq, check_range, check_request, decode_compact, decode_range,
+)
+from kvnode._core.freed cimport FreedSink
 from kvnode._core.readqueue cimport READ_SERIALIZABLE, ReadQueue
 from kvnode._core.sink cimport OwnSink, Ref, Sink, Sinks
 
@@ -40,12 +43,15 @@ from kvnode.base.limits import PROPOSAL_BYTES_SOFT
 
 
 cdef class Front:
-    """Answers go into `sinks`, of which `own` is Python's; reads into `queue`."""
+    """Answers go into `sinks`, of which `own` is Python's and `freed` has those of physical
+    compactions wait; reads go into `queue`."""
 
-    def __cinit__(self, Sinks sinks not None, OwnSink own not None, ReadQueue queue not None, *,
-                  member, incarnation, max_request_bytes, max_batch_bytes, max_txn_ops):
+    def __cinit__(self, Sinks sinks not None, OwnSink own not None, FreedSink freed not None,
+                  ReadQueue queue not None, *, member, incarnation, max_request_bytes,
+                  max_batch_bytes, max_txn_ops):
         self.sinks = sinks
         self.own = own
+        self.freed = freed
         self.queue = queue
         self.member = member
         self.incarnation = incarnation
@@ -78,6 +84,8 @@ cdef class Front:
     cdef int take(self, const Ref *ref, int kind, const Origin *origin, const uint8_t *p,
                   size_t n) except -1:
         cdef RangeReq rr
+        cdef CompactReq compact
+        cdef Ref later
         cdef int code
         cdef bint batch = kind == KIND_PUT_BATCH or kind == KIND_PUT_BATCH_ONE \
             or kind == KIND_TXN_BATCH
@@ -101,6 +109,11 @@ cdef class Front:
             raise MemoryError
         if code or large:
             return code if code else CODE_REQUEST_TOO_LARGE
+        if kind == KIND_COMPACT:
+            decode_compact(p, n, &compact)
+            if compact.physical:
+                later = self.freed.wrap(ref, compact.revision)
+                ref = &later
         if origin != NULL and origin.sequence != 0 and origin.session != 0:
             self.add_client_group(ref, kind, origin, p, n)
         else:

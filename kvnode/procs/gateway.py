@@ -40,6 +40,7 @@ from collections.abc import Callable
 
 import uvloop
 
+from kvnode._core.freed import FreedSink
 from kvnode._core.front import Front
 from kvnode._core.ranges import RangeReader
 from kvnode._core.readqueue import ReadQueue
@@ -52,9 +53,11 @@ from kvnode.env.clock import random_u64
 from kvnode.env.link import Message
 from kvnode.env.lmdbstore import LmdbStore
 from kvnode.env.store import open_for_read
+from kvnode.procs.compacting import Compacting
 from kvnode.procs.member import Member
 from kvnode.procs.nativedoor import OWN_OPEN_MAX, NativeDoor
 from kvnode.procs.process import Start, begin
+from kvnode.procs.services import Services
 from kvnode.procs.wires import Wire
 from kvnode.wire.frames import ONE, PAIR, QUAD, Frame, Hello, Role
 
@@ -104,7 +107,9 @@ class Gateway:
         batch_max = min(ENTRY_BYTES_MAX, max(config.max_request_bytes, 16 * MIB))
         self.sinks = Sinks()
         self.own = OwnSink()
+        self.freed = FreedSink(self.sinks)
         self.sinks.add(self.own)
+        self.sinks.add(self.freed)
         self.reads = ReadQueue(
             self.sinks,
             member=start.member,
@@ -114,6 +119,7 @@ class Gateway:
         self.front = Front(
             self.sinks,
             self.own,
+            self.freed,
             self.reads,
             member=start.member,
             incarnation=self.incarnation,
@@ -122,7 +128,9 @@ class Gateway:
             max_txn_ops=config.max_txn_ops,
         )
         self.member = Member(self)
+        self.compacting = Compacting(self)
         self.native = NativeDoor(self, batch_max)
+        self.services = Services(self)
         self.on_serving.append(self.native.serve)
         hello = Hello(Role.GATEWAY, os.getpid(), self.incarnation).encode()
         self.consensus = Wire(
@@ -210,6 +218,8 @@ class Gateway:
         self.propose_gathered()
         if self.reader is not None:
             self.serve_reads(self.reader)
+            if len(self.freed):
+                self.freed.turn(self.snapshot())
             if self.head_moved:
                 self.head_moved = False
                 for on_head in self.on_head:

@@ -1,0 +1,52 @@
+"""etcd's services inside a gateway: which method is answered by what.
+
+Role: makes the HTTP/2 floor (`_core/h2`) and routes the methods of etcd's API to it: hot ones to
+Cython (`_core/grpckv`), the others to Python's handlers. It works without any connection:
+`http2.open_local` calls every method.
+Caller: procs/gateway. The sockets are the client door's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from kvnode._core.grpckv import METHODS, GrpcSink, KvMethods
+from kvnode._core.h2 import Http2
+from kvnode.base.config import Config
+from kvnode.base.limits import GRPC_OVERHEAD_BYTES, MIB
+from kvnode.env.clock import random_u64
+
+if TYPE_CHECKING:
+    from kvnode.procs.gateway import Gateway
+
+HELD_BYTES_MAX = 96 * MIB
+
+
+def lease_ttl_min(config: Config) -> int:
+    """Seconds: one and a half election timeouts, so that a new leader expires nothing early."""
+    ticks = 3 * (config.election_timeout // config.heartbeat_interval) // 2
+    return math.ceil(ticks * config.heartbeat_interval / 1000)
+
+
+class Services:
+    """etcd's API over one gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        config = gateway.config
+        self.http2 = Http2(max_message_bytes=config.max_request_bytes + GRPC_OVERHEAD_BYTES)
+        self.http2.on_work = gateway.soon
+        sink = GrpcSink(self.http2)
+        gateway.sinks.add(sink)
+        self.kv = KvMethods(
+            sink,
+            gateway.front,
+            gateway.soon,
+            held_bytes_max=HELD_BYTES_MAX,
+            seed=random_u64(),
+            lease_ttl_min=lease_ttl_min(config),
+        )
+        for path, number, streams in METHODS:
+            self.http2.route(path, self.kv, number, False, streams)
+        gateway.on_drain.append(self.http2.drain)
+        gateway.busy.append(lambda: not self.http2.idle)
