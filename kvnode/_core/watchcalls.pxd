@@ -3,7 +3,8 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 
 from kvnode._core.calls cimport Call, Calls, Methods
-from kvnode._core.watchhub cimport Stream, WatchHub
+from kvnode._core.watchgroup cimport Stream
+from kvnode._core.watchhub cimport WatchHub
 from kvnode._core.watchpb cimport WatchReq
 
 

@@ -38,36 +38,48 @@ Invariants:
 Absent on purpose: clocks, permissions, who asks for a turn.
 """
 
-from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy, memset
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
 
 from kvnode._core.buf cimport (
+    kv_buf,
     kv_buf_free,
     kv_buf_init,
-    kv_buf_trim,
     kv_slice_cmp,
     kv_varint_size,
     kv_varint_write,
 )
-from kvnode._core.calls cimport PREFIX_BYTES, shared_drop, shared_new
 from kvnode._core.etcdpb cimport put_header
 from kvnode._core.records cimport (
     REC_CORRUPT,
     REC_FAILED,
     REC_KEY_BYTES,
     REC_NOMEM,
-    REC_NONE,
     REC_OK,
-    REC_TOMBSTONE,
     Record,
     decode_record,
     decode_record_key,
-    finish_record,
     key_of_kv,
-    read_head,
     record_key,
 )
 from kvnode._core.store cimport ST_NOTFOUND, ST_OK, TREE_REVS, kv_store
+from kvnode._core.watchgroup cimport (
+    AT_HEAD,
+    AT_LAG,
+    DEAD,
+    PARKED,
+    W_FRAGMENT,
+    W_NODELETE,
+    W_NOPUT,
+    W_PREV,
+    W_PROGRESS,
+    W_QUIET,
+    group_add,
+    group_append,
+    group_drop,
+    stream_add,
+    stream_drop,
+)
 from kvnode._core.watchindex cimport (
     NODE_FROM,
     NODE_KEY,
@@ -79,9 +91,9 @@ from kvnode._core.watchpb cimport (
     FILTER_NODELETE,
     FILTER_NOPUT,
     WatchHead,
-    put_watch_event,
     put_watch_head,
 )
+from kvnode._core.watchslice cimport NO_HIT, Answer
 
 from kvnode.base.errors import CorruptionError, DiskError
 
@@ -95,10 +107,6 @@ cdef enum:
     WORK_SEND = 3
     WORK_BYTES = 512
 
-    NO_HIT = 0xFFFFFFFF
-    IDS_MIN = 64
-    BYTES_KEPT = 1 << 20     # of buffers, between slices
-    ITEMS_KEPT = 16384
 
 cdef bytes DAMAGED = b"etcdserver: corrupt cluster"
 
@@ -109,63 +117,6 @@ cdef inline Watcher *watcher(void *p) noexcept nogil:
 
 cdef inline size_t id_field_size(int64_t id) noexcept nogil:
     return 1 + kv_varint_size(<uint64_t> id) if id else 0
-
-
-cdef inline size_t id_slot(const Stream *s, int64_t id, size_t mask) noexcept nogil:
-    cdef uint64_t h = (<uint64_t> <size_t> s >> 4) * <uint64_t>0x9E3779B97F4A7C15
-    h = (h ^ <uint64_t> id) * <uint64_t>0xD6E8FEB86659FD93
-    return <size_t> (h ^ (h >> 32)) & mask
-
-
-cdef inline bint passes(const Event *e, uint8_t flags) noexcept nogil:
-    return not (flags & (W_NODELETE if e.deleted else W_NOPUT))
-
-
-# --- lists --------------------------------------------------------------------------------------
-
-cdef inline void group_add(Group *g, Watcher *w) noexcept nogil:
-    w.group = g
-    w.group_prev = g.last
-    w.group_next = NULL
-    if g.last != NULL:
-        g.last.group_next = w
-    else:
-        g.first = w
-    g.last = w
-    g.n += 1
-
-
-cdef inline void group_drop(Group *g, Watcher *w) noexcept nogil:
-    if w.group_prev != NULL:
-        w.group_prev.group_next = w.group_next
-    else:
-        g.first = w.group_next
-    if w.group_next != NULL:
-        w.group_next.group_prev = w.group_prev
-    else:
-        g.last = w.group_prev
-    w.group = NULL
-    g.n -= 1
-
-
-cdef void group_append(Group *to, Group *g) noexcept nogil:
-    """All of g behind those of `to`; g is empty then."""
-    cdef Watcher *w = g.first
-    if w == NULL:
-        return
-    while w != NULL:
-        w.group = to
-        w = w.group_next
-    g.first.group_prev = to.last
-    if to.last != NULL:
-        to.last.group_next = g.first
-    else:
-        to.first = g.first
-    to.last = g.last
-    to.n += g.n
-    g.first = NULL
-    g.last = NULL
-    g.n = 0
 
 
 cdef class WatchHub:
@@ -186,43 +137,27 @@ cdef class WatchHub:
         self.dice = seed ^ 0x2545F4914F6CDD1D
         self.slice_work = slice_work
         self.slice_bytes = slice_bytes
-        self.fragment_bytes = fragment_bytes
+        self.slice = Slice(fragment_bytes)
+        self.lagging = Heap()
+        self.ids = Ids()
         self.progress_us = progress_us
         self.watchers_max = watchers_max
         self.next_due = 0xFFFFFFFFFFFFFFFF
         self.head.cursor = 2
         self.head.taken = True
         self.turn_side = AT_HEAD
-        kv_buf_init(&self.bytes)
-        kv_buf_init(&self.scratch)
-        kv_buf_init(&self.scratch_prev)
-        self.ids = <Watcher **> calloc(IDS_MIN, sizeof(Watcher *))
-        if self.ids == NULL:
-            raise MemoryError
-        self.ids_mask = IDS_MIN - 1
 
     def __dealloc__(self):
-        cdef size_t i
         cdef Group *g
-        if self.ids != NULL and self.index is not None:
+        if self.ids is not None and self.index is not None and self.slice is not None:
             while self.streams != NULL:
                 self.close(self.streams)
-            self.clear_slice()
-        for i in range(self.heap_n):
-            free(self.heap[i])
+        if self.node != NULL and self.node.refs == 0:
+            node_free(self.node)
         while self.taken != NULL:
             g = self.taken
             self.taken = g.next_taken
             free(g)
-        for i in range(W_VARIANTS):
-            free(self.answers[i].parts)
-        free(self.heap)
-        free(self.ids)
-        free(self.events)
-        free(self.hits)
-        kv_buf_free(&self.bytes)
-        kv_buf_free(&self.scratch)
-        kv_buf_free(&self.scratch_prev)
         found_free(&self.found)
 
     def identify(self, unsigned long long cluster, unsigned long long member):
@@ -256,8 +191,8 @@ cdef class WatchHub:
     @property
     def lowest(self):
         """The lowest cursor that is being read; None without any. Freeing does not wait for it."""
-        if self.heap_n and (not self.head.n or self.heap[0].cursor < self.head.cursor):
-            return self.heap[0].cursor
+        if self.lagging.n and (not self.head.n or self.lagging.groups[0].cursor < self.head.cursor):
+            return self.lagging.groups[0].cursor
         return self.head.cursor if self.head.n else None
 
     @property
@@ -302,7 +237,7 @@ cdef class WatchHub:
         while w != NULL:
             rest = w.stream_next
             self.kill(w)
-            self.drop_id(w)
+            self.ids.drop(w)
             free(w)
             w = rest
         if s.prev != NULL:
@@ -315,46 +250,6 @@ cdef class WatchHub:
         kv_buf_free(&s.inbox)
         free(s)
         return 0
-
-    cdef Watcher *find_id(self, Stream *s, int64_t id) noexcept nogil:
-        cdef Watcher *w = self.ids[id_slot(s, id, self.ids_mask)]
-        while w != NULL and not (w.id == id and w.stream == s):
-            w = w.id_next
-        return w
-
-    cdef int add_id(self, Watcher *w) except -1:
-        cdef Watcher **old = self.ids
-        cdef Watcher **wider
-        cdef Watcher *item
-        cdef Watcher *rest
-        cdef size_t i, at, buckets = self.ids_mask + 1
-        if self.ids_n > self.ids_mask:
-            wider = <Watcher **> calloc(buckets * 2, sizeof(Watcher *))
-            if wider == NULL:
-                raise MemoryError
-            self.ids = wider
-            self.ids_mask = buckets * 2 - 1
-            for i in range(buckets):
-                item = old[i]
-                while item != NULL:
-                    rest = item.id_next
-                    at = id_slot(item.stream, item.id, self.ids_mask)
-                    item.id_next = self.ids[at]
-                    self.ids[at] = item
-                    item = rest
-            free(old)
-        at = id_slot(w.stream, w.id, self.ids_mask)
-        w.id_next = self.ids[at]
-        self.ids[at] = w
-        self.ids_n += 1
-        return 0
-
-    cdef void drop_id(self, Watcher *w) noexcept nogil:
-        cdef Watcher **link = &self.ids[id_slot(w.stream, w.id, self.ids_mask)]
-        while link[0] != w:
-            link = &link[0].id_next
-        link[0] = w.id_next
-        self.ids_n -= 1
 
     # --- creation and end of watchers -----------------------------------------------------------
 
@@ -370,14 +265,14 @@ cdef class WatchHub:
             if kv_slice_cmp(q.key, end) >= 0:
                 return MADE_EMPTY_RANGE
         if q.watch_id == 0:
-            while self.find_id(s, s.next_id) != NULL:
+            while self.ids.find(s, s.next_id) != NULL:
                 s.next_id += 1
             id[0] = s.next_id
-        elif self.find_id(s, q.watch_id) != NULL:
+        elif self.ids.find(s, q.watch_id) != NULL:
             return MADE_DUPLICATE
         else:
             id[0] = q.watch_id
-        if self.ids_n >= self.watchers_max:
+        if self.ids.n >= self.watchers_max:
             return MADE_TOO_MANY
         if q.watch_id == 0:
             s.next_id += 1
@@ -399,13 +294,8 @@ cdef class WatchHub:
         w.node.refs += 1
         if q.prev_kv:
             w.node.prevs += 1
-        self.add_id(w)
-        w.stream_prev = s.last
-        if s.last != NULL:
-            s.last.stream_next = w
-        else:
-            s.first = w
-        s.last = w
+        self.ids.add(w)
+        stream_add(s, w)
         s.alive += 1
         self.alive += 1
         if w.start > s.start_max:
@@ -422,19 +312,12 @@ cdef class WatchHub:
 
     cdef bint cancel(self, Stream *s, int64_t id) except -1:
         """The client's cancel; False when there is no such watcher."""
-        cdef Watcher *w = self.find_id(s, id)
+        cdef Watcher *w = self.ids.find(s, id)
         if w == NULL:
             return False
         self.kill(w)
-        self.drop_id(w)
-        if w.stream_prev != NULL:
-            w.stream_prev.stream_next = w.stream_next
-        else:
-            s.first = w.stream_next
-        if w.stream_next != NULL:
-            w.stream_next.stream_prev = w.stream_prev
-        else:
-            s.last = w.stream_prev
+        self.ids.drop(w)
+        stream_drop(s, w)
         free(w)
         return True
 
@@ -551,15 +434,15 @@ cdef class WatchHub:
             self.join_head(w)
             return 0
         # Often many come with one cursor, one after another.
-        at = self.heap_n
-        while at and at + 2 > self.heap_n:
+        at = self.lagging.n
+        while at and at + 2 > self.lagging.n:
             at -= 1
-            g = self.heap[at]
+            g = self.lagging.groups[at]
             if g.cursor == cursor and (self.phase == IDLE or g.stamp == self.stamp):
                 self.enter_node(w, AT_LAG)
                 group_add(g, w)
                 return 0
-        self.heap_room()
+        self.lagging.room()
         g = <Group *> calloc(1, sizeof(Group))
         if g == NULL:
             raise MemoryError
@@ -567,7 +450,7 @@ cdef class WatchHub:
         g.stamp = self.stamp
         self.enter_node(w, AT_LAG)
         group_add(g, w)
-        self.push(g)
+        self.lagging.push(g)
         return 0
 
     cdef void group_to_head(self, Group *g) noexcept nogil:
@@ -598,52 +481,6 @@ cdef class WatchHub:
             w = rest
         return 0
 
-    # --- the heap of lagging groups -------------------------------------------------------------
-
-    cdef int heap_room(self) except -1:
-        """Room for one more, and for all that a slice puts back."""
-        cdef Group **wider
-        cdef size_t cap
-        if self.heap_n + 1 >= self.heap_cap:
-            cap = self.heap_cap * 2 if self.heap_cap else 64
-            wider = <Group **> realloc(self.heap, cap * sizeof(Group *))
-            if wider == NULL:
-                raise MemoryError
-            self.heap = wider
-            self.heap_cap = cap
-        return 0
-
-    cdef void push(self, Group *g) noexcept nogil:
-        cdef size_t at = self.heap_n, up
-        self.heap_n += 1
-        while at:
-            up = (at - 1) // 2
-            if self.heap[up].cursor <= g.cursor:
-                break
-            self.heap[at] = self.heap[up]
-            at = up
-        self.heap[at] = g
-
-    cdef Group *pop(self) noexcept nogil:
-        cdef Group *top = self.heap[0]
-        cdef Group *g
-        cdef size_t at = 0, down
-        self.heap_n -= 1
-        if self.heap_n:
-            g = self.heap[self.heap_n]
-            while True:
-                down = 2 * at + 1
-                if down >= self.heap_n:
-                    break
-                if down + 1 < self.heap_n and self.heap[down + 1].cursor < self.heap[down].cursor:
-                    down += 1
-                if self.heap[down].cursor >= g.cursor:
-                    break
-                self.heap[at] = self.heap[down]
-                at = down
-            self.heap[at] = g
-        return top
-
     # --- a slice: reading -----------------------------------------------------------------------
 
     cdef void begin_scan(self, int side, int64_t begin, int64_t limit) noexcept nogil:
@@ -670,10 +507,10 @@ cdef class WatchHub:
         cdef Group *g
         cdef Watcher *w
         cdef Watcher *rest
-        while self.heap_n:
-            g = self.heap[0]
+        while self.lagging.n:
+            g = self.lagging.groups[0]
             if g.n and g.cursor >= self.head.cursor:
-                self.pop()
+                self.lagging.pop()
                 self.group_to_head(g)
                 continue
             if g.cursor < self.compacted:
@@ -688,7 +525,7 @@ cdef class WatchHub:
             if g.n:
                 self.begin_scan(AT_LAG, g.cursor, self.head.cursor)
                 return True
-            self.pop()
+            self.lagging.pop()
             free(g)
         return False
 
@@ -714,7 +551,7 @@ cdef class WatchHub:
                 break
             if chunk == 0:
                 full = (self.slice_spent + spent[0] >= self.slice_work
-                        or self.bytes.n >= self.slice_bytes)
+                        or self.slice.bytes.n >= self.slice_bytes)
                 if <int64_t> main != reading:
                     if full and reading:
                         self.end = <int64_t> main
@@ -735,7 +572,7 @@ cdef class WatchHub:
         self.slice_spent += spent[0]
         if st != ST_OK and st != ST_NOTFOUND:
             return REC_FAILED
-        if rc == REC_OK and self.bytes.err:
+        if rc == REC_OK and self.slice.bytes.err:
             return REC_NOMEM
         return rc
 
@@ -744,7 +581,7 @@ cdef class WatchHub:
         cdef Record rec
         cdef kv_slice key
         cdef Node *node
-        cdef size_t i, before = self.bytes.n
+        cdef size_t i, before = self.slice.bytes.n
         cdef bint wanted = False, prevs = False
         cdef int rc = decode_record(val, <uint64_t> main, sub, &rec)
         if rc == REC_OK:
@@ -763,102 +600,17 @@ cdef class WatchHub:
         spent[0] += self.found.n
         if not wanted:
             return REC_OK
-        rc = self.encode_event(&rec, prevs)
+        rc = self.slice.add(&self.reader.store.ops, self.reader.txn, &rec, prevs,
+                            self.compacted)
         if rc != REC_OK:
             return rc
         for i in range(self.found.n):
             node = self.found.nodes[i]
             if node.first[self.side] != NULL:
-                if not self.touch(node, <uint32_t> (self.events_n - 1)):
+                if not self.slice.touch(node):
                     return REC_NOMEM
-        spent[0] += (self.bytes.n - before) // WORK_BYTES
+        spent[0] += (self.slice.bytes.n - before) // WORK_BYTES
         return REC_OK
-
-    cdef int encode_event(self, void *record, bint prevs) noexcept nogil:
-        """Appends the event to `bytes`, and its form with prev_kv if that differs."""
-        cdef Record *rec = <Record *> record
-        cdef const kv_store *ops = &self.reader.store.ops
-        cdef Event *e
-        cdef Record before
-        cdef kv_slice none
-        cdef void *wider
-        cdef size_t cap
-        cdef int rc = finish_record(ops, self.reader.txn, rec, &self.scratch)
-        if rc != REC_OK:
-            return rc
-        if self.events_n == self.events_cap:
-            cap = self.events_cap * 2 if self.events_cap else 256
-            wider = realloc(self.events, cap * sizeof(Event))
-            if wider == NULL or self.events_n >= 0xFFFFFFF0u:
-                return REC_NOMEM
-            self.events = <Event *> wider
-            self.events_cap = cap
-        e = &self.events[self.events_n]
-        self.events_n += 1
-        none.p = NULL
-        none.n = 0
-        e.main = <int64_t> rec.main
-        e.deleted = (rec.flags & REC_TOMBSTONE) != 0
-        e.at = self.bytes.n
-        put_watch_event(&self.bytes, e.deleted, rec.kv, none)
-        e.n = self.bytes.n - e.at
-        e.prev_at = e.at
-        e.prev_n = e.n
-        if not prevs or <int64_t> rec.main - 1 < self.compacted:
-            return REC_OK
-        # as a read at main - 1 sees the key
-        before.main = rec.prev_main
-        before.sub = rec.prev_sub
-        while True:
-            if before.main == 0:
-                return REC_OK
-            rc = read_head(ops, self.reader.txn, before.main, before.sub, &before)
-            if rc == REC_NONE:
-                return REC_OK             # a tombstone that was freed
-            if rc != REC_OK:
-                return rc
-            if before.main < rec.main:
-                break
-            before.main = before.prev_main
-            before.sub = before.prev_sub
-        if before.flags & REC_TOMBSTONE:
-            return REC_OK
-        rc = finish_record(ops, self.reader.txn, &before, &self.scratch_prev)
-        if rc != REC_OK:
-            return rc
-        e.prev_at = self.bytes.n
-        put_watch_event(&self.bytes, e.deleted, rec.kv, before.kv)
-        e.prev_n = self.bytes.n - e.prev_at
-        return REC_OK
-
-    cdef bint touch(self, Node *node, uint32_t event) noexcept nogil:
-        cdef void *wider
-        cdef size_t cap
-        cdef uint32_t at
-        if self.hits_n == self.hits_cap:
-            cap = self.hits_cap * 2 if self.hits_cap else 256
-            wider = realloc(self.hits, cap * sizeof(Hit))
-            if wider == NULL or self.hits_n >= NO_HIT - 1:
-                return False
-            self.hits = <Hit *> wider
-            self.hits_cap = cap
-        at = <uint32_t> self.hits_n
-        self.hits_n += 1
-        self.hits[at].event = event
-        self.hits[at].next = NO_HIT
-        if node.touched:
-            self.hits[node.hit_last].next = at
-        else:
-            node.touched = True
-            node.touched_next = NULL
-            node.hit_first = at
-            if self.touched_last != NULL:
-                self.touched_last.touched_next = node
-            else:
-                self.touched = node
-            self.touched_last = node
-        node.hit_last = at
-        return True
 
     cdef int end_scan(self) except -1:
         """Reading is over: who is served is taken out of the heap, and sending begins."""
@@ -868,8 +620,8 @@ cdef class WatchHub:
         cdef RespHeader h = self.identity
         self.slices += 1
         if self.side == AT_LAG:
-            while self.heap_n and self.heap[0].cursor < self.end:
-                g = self.pop()
+            while self.lagging.n and self.lagging.groups[0].cursor < self.end:
+                g = self.lagging.pop()
                 if g.stamp < self.stamp:
                     g.taken = True
                     g.next_taken = self.taken
@@ -880,7 +632,7 @@ cdef class WatchHub:
             while later != NULL:
                 g = later
                 later = g.next_taken
-                self.push(g)
+                self.lagging.push(g)
         # The header says up to where this slice read.
         h.revision = self.end - 1
         kv_buf_init(&b)
@@ -903,8 +655,8 @@ cdef class WatchHub:
         if self.side == AT_HEAD:
             self.end_group(&self.head, 0, DAMAGED)
             self.head.cursor = self.revision + 1
-        elif self.heap_n:
-            g = self.pop()
+        elif self.lagging.n:
+            g = self.lagging.pop()
             self.end_group(g, 0, DAMAGED)
             free(g)
         self.clear_slice()
@@ -912,32 +664,11 @@ cdef class WatchHub:
 
     cdef void clear_slice(self) noexcept nogil:
         """Nothing of the slice is left; the phase is IDLE."""
-        cdef Node *node
-        self.clear_answers()
         if self.node != NULL and self.node.refs == 0:
             node_free(self.node)
         self.node = NULL
         self.at = NULL
-        while self.touched != NULL:
-            node = self.touched
-            self.touched = node.touched_next
-            node.touched = False
-            if node.refs == 0:
-                node_free(node)
-        self.touched_last = NULL
-        self.events_n = 0
-        self.hits_n = 0
-        if self.events_cap > ITEMS_KEPT:
-            free(self.events)
-            self.events = NULL
-            self.events_cap = 0
-        if self.hits_cap > ITEMS_KEPT * 4:
-            free(self.hits)
-            self.hits = NULL
-            self.hits_cap = 0
-        kv_buf_trim(&self.bytes, BYTES_KEPT)
-        kv_buf_trim(&self.scratch, BYTES_KEPT)
-        kv_buf_trim(&self.scratch_prev, BYTES_KEPT)
+        self.slice.clear()
         self.phase = IDLE
 
     cdef int end_slice(self) except -1:
@@ -966,8 +697,8 @@ cdef class WatchHub:
             elif to.cursor >= self.head.cursor:
                 self.group_to_head(to)
             else:
-                self.heap_room()
-                self.push(to)
+                self.lagging.room()
+                self.lagging.push(to)
         self.clear_slice()
         return 0
 
@@ -982,14 +713,12 @@ cdef class WatchHub:
                 node = self.node
                 if node != NULL:
                     self.node = NULL
-                    self.clear_answers()
+                    self.slice.clear_answers()
                     if node.refs == 0:
                         node_free(node)
-                node = self.touched
+                node = self.slice.take_touched()
                 if node == NULL:
                     return True
-                self.touched = node.touched_next
-                node.touched = False
                 self.node = node
                 self.at = watcher(node.first[self.side])
                 continue
@@ -1003,20 +732,17 @@ cdef class WatchHub:
 
     cdef int serve(self, Watcher *w, uint64_t *spent) except -1:
         """One watcher's events of the slice: sent whole, or it is parked where it was."""
-        cdef Node *node = self.node
         cdef int64_t since = w.group.cursor if w.group.cursor > w.first else w.first
-        cdef uint32_t hit = node.hit_first, steps = 0
+        cdef uint32_t steps
+        cdef uint32_t hit = self.slice.hit_from(self.node, since, &steps)
         cdef uint8_t head[96]
         cdef uint8_t *d
         cdef Answer *a
         cdef size_t i
-        while hit != NO_HIT and self.events[self.hits[hit].event].main < since:
-            hit = self.hits[hit].next
-            steps += 1
         spent[0] += steps // 16
         if hit == NO_HIT:
             return 0
-        a = self.answer_for(w, hit, spent)
+        a = self.slice.answer(self.node, hit, w.flags, self.header_n, id_field_size(w.id), spent)
         if a.n == 0:
             return 0
         if self.calls.room(w.stream.call) <= 0:
@@ -1039,105 +765,6 @@ cdef class WatchHub:
         self.events_sent += a.events
         spent[0] += WORK_SEND * a.n
         return 0
-
-    cdef Answer *answer_for(self, Watcher *w, uint32_t start, uint64_t *spent) except NULL:
-        """The answer that it shares with all watchers of its node, wishes and cursor."""
-        cdef uint8_t variant = w.flags & (W_VARIANTS - 1)
-        cdef Answer *a = &self.answers[variant]
-        cdef size_t id_n = id_field_size(w.id) if variant & W_FRAGMENT else 0, i
-        if a.node == self.node and a.start == start and a.id_n == id_n:
-            return a
-        for i in range(a.n):
-            shared_drop(a.parts[i])
-        a.n = 0
-        a.node = self.node
-        a.start = start
-        a.id_n = id_n
-        self.build(a, variant, self.header_n + id_n)
-        for i in range(a.n):
-            spent[0] += a.parts[i].n // WORK_BYTES
-        return a
-
-    cdef int build(self, Answer *a, uint8_t flags, size_t head_n) except -1:
-        """One part, or with `fragment` as many as etcd would make of it.
-
-        etcd adds events until the message, its fragment field included, reaches the limit, but at
-        least one.
-        """
-        cdef uint32_t hit = a.start, first = NO_HIT
-        cdef size_t total = 0, n = 0, size
-        cdef Event *e
-        while hit != NO_HIT:
-            e = &self.events[self.hits[hit].event]
-            if passes(e, flags):
-                total += e.prev_n if flags & W_PREV else e.n
-                n += 1
-                if first == NO_HIT:
-                    first = hit
-            hit = self.hits[hit].next
-        a.events = n
-        if n == 0:
-            return 0
-        if not flags & W_FRAGMENT or n < 2 or head_n + total < self.fragment_bytes:
-            return self.add_part(a, first, NO_HIT, total, flags)
-        total = 0
-        n = 0
-        hit = first
-        while hit != NO_HIT:
-            e = &self.events[self.hits[hit].event]
-            if passes(e, flags):
-                size = e.prev_n if flags & W_PREV else e.n
-                if n and head_n + 2 + total + size >= self.fragment_bytes:
-                    self.add_part(a, first, hit, total, flags)
-                    first = hit
-                    total = 0
-                    n = 0
-                total += size
-                n += 1
-            hit = self.hits[hit].next
-        return self.add_part(a, first, NO_HIT, total, flags)
-
-    cdef int add_part(self, Answer *a, uint32_t first, uint32_t stop, size_t n,
-                      uint8_t flags) except -1:
-        cdef Shared **wider
-        cdef Shared *m
-        cdef uint8_t *d
-        cdef Event *e
-        cdef size_t cap
-        if a.n == a.cap:
-            cap = a.cap * 2 if a.cap else 1
-            wider = <Shared **> realloc(a.parts, cap * sizeof(Shared *))
-            if wider == NULL:
-                raise MemoryError
-            a.parts = wider
-            a.cap = cap
-        m = shared_new(n)
-        if m == NULL:
-            raise MemoryError
-        d = m.data + PREFIX_BYTES
-        while first != stop:
-            e = &self.events[self.hits[first].event]
-            if passes(e, flags):
-                if flags & W_PREV:
-                    memcpy(d, self.bytes.p + e.prev_at, e.prev_n)
-                    d += e.prev_n
-                else:
-                    memcpy(d, self.bytes.p + e.at, e.n)
-                    d += e.n
-            first = self.hits[first].next
-        a.parts[a.n] = m
-        a.n += 1
-        return 0
-
-    cdef void clear_answers(self) noexcept nogil:
-        cdef Answer *a
-        cdef size_t i, k
-        for i in range(W_VARIANTS):
-            a = &self.answers[i]
-            a.node = NULL
-            for k in range(a.n):
-                shared_drop(a.parts[k])
-            a.n = 0
 
     # --- a turn ---------------------------------------------------------------------------------
 
@@ -1177,7 +804,7 @@ cdef class WatchHub:
                     self.end_slice()
                 spent += part + 1
         self.tick()
-        return (self.phase != IDLE or self.heap_n != 0
+        return (self.phase != IDLE or self.lagging.n != 0
                 or (self.head.n != 0 and self.head.cursor <= self.revision))
 
     # --- control responses and progress ---------------------------------------------------------

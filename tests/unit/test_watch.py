@@ -1,4 +1,4 @@
-"""The watch hub over a store in memory: histories, full streams, compaction, progress, fragments."""
+"""The watch hub over a store in memory: full streams, compaction, progress, fragments."""
 
 from __future__ import annotations
 
@@ -155,7 +155,8 @@ def test_prev_kv_ends_at_the_compact_revision() -> None:
 def test_filters() -> None:
     site = Site()
     client = created(
-        site, Wish(b"a", noput=True), Wish(b"a", nodelete=True), Wish(b"a", noput=True, nodelete=True)
+        site, Wish(b"a", noput=True), Wish(b"a", nodelete=True),
+        Wish(b"a", noput=True, nodelete=True),
     )
     site.write((b"a", b"1"))
     site.write((b"a", None))
@@ -254,7 +255,9 @@ def test_progress_waits_for_a_full_stream() -> None:
 
 def test_progress_notify() -> None:
     site = Site(progress_us=1_000_000)
-    client = created(site, Wish(b"a", progress_notify=True), Wish(b"b", progress_notify=True), PREFIX)
+    client = created(
+        site, Wish(b"a", progress_notify=True), Wish(b"b", progress_notify=True), PREFIX
+    )
     due = site.hub.next_due_us
     assert due is not None and 1_000_000 <= due <= 1_100_000
     site.write((b"a", b"1"))
@@ -404,7 +407,8 @@ class Chaos:
         head = self.site.writer.history.revision
         return Wish(
             key, r.choice([b"", b"\0", end if end > key else b""]),
-            start=r.choice([0, 0, r.randint(1, head + 5), max(1, self.compacted + r.randint(-2, 2))]),
+            start=r.choice([0, 0, r.randint(1, head + 5),
+                            max(1, self.compacted + r.randint(-2, 2))]),
             prev_kv=r.random() < 0.4, noput=r.random() < 0.1, nodelete=r.random() < 0.1,
             fragment=r.random() < 0.3, progress_notify=r.random() < 0.2,
         )
