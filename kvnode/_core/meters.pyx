@@ -243,6 +243,7 @@ cdef class _Attached:
     cdef object view
 
 _attached = None
+_leader = 0
 
 
 def create(str path, int gateways):
@@ -294,6 +295,16 @@ def observe(int histogram, unsigned long long ns, unsigned long long times=1):
     """`times` observations of `ns`."""
     assert 0 <= histogram < H_COUNT
     meter_observe(histogram, ns, times)
+
+
+def tell_leader(unsigned long long leader, unsigned long long member):
+    """Who leads now (0: nobody), seen by `member`."""
+    global _leader
+    meter_set(M_HAS_LEADER, leader != 0)
+    meter_set(M_IS_LEADER, leader == member)
+    if leader and leader != _leader:
+        meter_add(M_LEADER_CHANGES, 1)
+    _leader = leader
 
 
 def count_request(int kind, int code):

@@ -27,6 +27,7 @@ import signal
 import sys
 from typing import cast
 
+from kvnode._core import meters
 from kvnode._core.envelope import merge
 from kvnode._core.sharedword import COMMIT, SOLE, TERM, SharedWords
 from kvnode.base.codes import Code, Kind
@@ -373,6 +374,7 @@ class Consensus:
         assert node is not None and wal is not None
         if ready.soft_state is not None:
             self.words.set(TERM, node.term)
+            meters.tell_leader(ready.soft_state.leader, self.start.member)
         if not node.sole_voter:
             # Cleared before anything of this Ready leaves: another member may commit after it.
             self.words.set(COMMIT, self.committed)
