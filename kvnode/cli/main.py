@@ -3,6 +3,8 @@
 Role: finds the command and imports only its module, so that `kvnode --help` and `kvnode get` start
 fast. Callers: the console script; `python -m kvnode`.
 
+Without a command it serves, with the flags of `serve`, as `etcd` does: `kvnode --data-dir x`.
+
 Names, flags, output and exit statuses are etcdctl's where it has the command. Data goes to
 standard output and nothing else does; errors say what, why and what to do next, on standard error.
 
@@ -112,16 +114,29 @@ def cli() -> None:
     """kvnode: a replicated key-value store for the configuration of other systems.
 
     \b
-    kvnode serve                      run a node on this machine
+    kvnode                            run a node on this machine; all flags: kvnode serve --help
     kvnode put greeting hello         write a key
     kvnode get --prefix ""            read all keys
     """
 
 
+def with_command(arguments: Sequence[str]) -> list[str]:
+    """The command line with its command: what begins with a flag of a node's, or is empty, is
+    `serve`, and --version is `version --all`."""
+    first = arguments[0].partition("=")[0] if arguments else ""
+    if first in ("--version", "-version"):
+        return ["version", "--all", *arguments[1:]]
+    words = {word for option in cli.params for word in option.opts}
+    words |= {"-h", "-help", "--help", "-wjson", "-wsimple"}
+    if arguments and (not first.startswith("-") or first in words):
+        return list(arguments)
+    return ["serve", *arguments]
+
+
 def run(arguments: Sequence[str]) -> int:
     """Runs a command line; returns the exit status. A user's fault never ends in a traceback."""
     try:
-        status = cli.main(list(arguments), prog_name="kvnode", standalone_mode=False)
+        status = cli.main(with_command(arguments), prog_name="kvnode", standalone_mode=False)
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:

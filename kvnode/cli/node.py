@@ -12,9 +12,9 @@ from typing import Any
 import click
 
 from kvnode import __version__
+from kvnode.base.versions import API_VERSION, ETCD_VERSION
 from kvnode.cli.fault import EXIT_FEATURE, Fault
 
-API_VERSION = "3.7"
 _HELP_WORDS = ("-h", "-help", "--help")
 
 
@@ -118,6 +118,18 @@ def _warn(loaded: Any) -> None:
 
 
 @click.command()
-def version() -> None:
+@click.option("--all", "whole", is_flag=True, help="As `kvnode --version`")
+def version(whole: bool) -> None:
     """Prints the version of kvnode and of the etcd API it speaks."""
-    click.echo(f"kvnode version: {__version__}\nAPI version: {API_VERSION}")
+    if not whole:
+        click.echo(f"kvnode version: {__version__}\nAPI version: {API_VERSION}")
+        return
+    import platform
+
+    click.echo(
+        f"kvnode Version: {__version__}\n"
+        f"etcd Version: {ETCD_VERSION}\n"
+        f"API Version: {API_VERSION}\n"
+        f"Python Version: {platform.python_version()}\n"
+        f"OS/Arch: {platform.system().lower()}/{platform.machine()}"
+    )

@@ -1,7 +1,8 @@
 """What an operator sees once a node serves: who it is, where it listens, what to try.
 
 Called by the supervisor when every process has said that it is ready. On a terminal it is a few
-lines ending with `ready`, in a log one JSON record with the same facts. The commands it shows can
+lines ending with `ready`, in a log one JSON record with the same facts. What waits for etcd looks
+for etcd's own sentence (READY): it stands before. The commands it shows can
 be pasted as they stand: by the name `kvnode` only where the shell finds this very program by it.
 """
 
@@ -21,6 +22,7 @@ log = logging.getLogger("supervisor")
 
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:2382"
 LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+READY = "ready to serve client requests"
 ANY_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "*": "127.0.0.1"}
 
 
@@ -53,6 +55,7 @@ def announce(
 ) -> None:
     """Prints the node's facts on standard output, or logs them where the log is JSON."""
     if config.log_json:
+        log.info(READY)
         log.info(
             "ready",
             extra={
@@ -88,4 +91,4 @@ def announce(
             f"  {start} get greeting",
             f"  {start} status",
         ]
-    print("\n".join([*lines, "", "ready"]), flush=True)
+    print("\n".join([*lines, "", READY, "ready"]), flush=True)

@@ -17,7 +17,7 @@ import pytest
 
 from kvnode.cli import output
 from kvnode.cli.fault import Fault
-from kvnode.cli.main import _COMMANDS, run
+from kvnode.cli.main import _COMMANDS, run, with_command
 from kvnode.cli.txn import parse_compare, split_words, unquote
 from kvnode.proto import rpc_pb2
 from tests.unit.native_server import CLUSTER, MEMBER, FakeNode
@@ -314,6 +314,33 @@ def test_version_and_help(bare: Run) -> None:
     assert b"--quota-backend-bytes" in ok(bare("serve", "--help"))
     for name in ("get", "put", "del", "txn", "compaction", "status", "verify", "wal", "defrag"):
         assert ok(bare(name, "--help"))
+
+
+def test_version_as_etcd_prints_it(bare: Run) -> None:
+    lines = ok(bare("--version")).decode().splitlines()
+    assert "etcd Version: 3.7.1" in lines
+    assert lines[0].startswith("kvnode Version: ")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ([], ["serve"]),
+        (["--data-dir", "x"], ["serve", "--data-dir", "x"]),
+        (["-name=n1"], ["serve", "-name=n1"]),
+        (["-wal-dir", "x"], ["serve", "-wal-dir", "x"]),
+        (["--bogus"], ["serve", "--bogus"]),
+        (["--version"], ["version", "--all"]),
+        (["get", "--version"], ["get", "--version"]),
+        (["--endpoints=x", "get", "a"], ["--endpoints=x", "get", "a"]),
+        (["-w", "json", "status"], ["-w", "json", "status"]),
+        (["-wjson", "status"], ["-wjson", "status"]),
+        (["--help"], ["--help"]),
+        (["-h"], ["-h"]),
+    ],
+)
+def test_without_a_command_it_serves(given: list[str], meant: list[str]) -> None:
+    assert with_command(given) == meant
 
 
 def test_config_show(bare: Run, monkeypatch: pytest.MonkeyPatch) -> None:
