@@ -26,17 +26,21 @@ import time
 from collections.abc import Callable, Collection
 from typing import NoReturn, TypeVar
 
+from kvnode._core import meters
 from kvnode._core.machine import Machine
 from kvnode._core.sharedword import APPLIED, DAMAGE, GENERATION, LIFE, READING, SharedWords
 from kvnode.base.errors import CorruptionError, DiskError
-from kvnode.base.failpoint import hit
+from kvnode.base.failpoint import hit, points
 from kvnode.base.limits import MIB, READING_SECONDS_MAX
 from kvnode.env.clock import monotonic_us, random_u64
 from kvnode.env.link import GONE, KINDS, Endpoint, Peer
 from kvnode.env.lmdbstore import LmdbStore
 from kvnode.env.room import Room
 from kvnode.env.store import Opened, open_for_write
+from kvnode.env.unixlink import UnixEndpoint
 from kvnode.procs.growth import with_room
+from kvnode.procs.lanes import ApplyLane
+from kvnode.procs.leasing import LeaseTeller
 from kvnode.procs.loop import Loop
 from kvnode.procs.process import EXIT_FATAL, EXIT_NO_ROOM, Start, begin
 from kvnode.procs.upkeep import Defragmenter, Scrub
@@ -61,6 +65,8 @@ FREE_RECORDS = 500
 TELL_SECONDS = 0.02
 TELL_BYTES = 16 * MIB
 RECONNECT_SECONDS = 0.003
+LANE_PASSES = 16
+LANE_POINTS = frozenset({"lane"})
 ROOM_PART = 4
 ROOM_SECONDS = 0.2
 Result = TypeVar("Result")
@@ -80,12 +86,14 @@ class Applier:
         self.held: list[Entry] = []
         self.border = 0
         self.border_term = 0
+        self.compacted = 0
         self.gateways: dict[int, Peer] = {}
         self.stopping = False
         self.server: Endpoint = KINDS[start.config.link].listen(start.layout.applier_socket)
         loop.add_source(self.server, self.on_server)
         self.consensus: Endpoint | None = None
         self.consensus_peer: Peer | None = None
+        self.leases = LeaseTeller(self)
         self.telling = False
         self.reading_lowest = 0
         self.reading_since = 0.0
@@ -94,6 +102,12 @@ class Applier:
         self.checkpoint_watch = -1
         self.checkpoint_fd()
         self.scrub = Scrub(self, start.config.scrub_period)
+        self.lane: ApplyLane | None = None
+        if isinstance(self.server, UnixEndpoint) and points() <= LANE_POINTS:
+            self.lane = ApplyLane(
+                loop.fileno(), self.on_lane, LANE_PASSES, self.server, self.words, self.on_leases
+            )
+            loop.wait_with(self.lane.wait)
         self._publish()
         # Also for freeing that waited for a long read to end.
         loop.every(start.config.checkpoint_interval, loop.want_idle)
@@ -129,6 +143,7 @@ class Applier:
             self.machine.applied_index, self.machine.applied_term,
         )
         self.consensus.send(self.consensus_peer, Frame.HELLO, hello.encode())
+        self.leases.greet()
         self.loop.add_source(self.consensus, self.on_consensus)
 
     def on_consensus(self) -> None:
@@ -172,8 +187,14 @@ class Applier:
     # --- applying -------------------------------------------------------------------------------
 
     def turn(self) -> None:
-        """The end of a turn: applies what the border allows, within a bound of bytes."""
+        """The end of a turn: applies what the border allows, and lets lone entries through."""
         self.words.set(LIFE, monotonic_us())
+        self.apply()
+        if self.lane is not None:
+            self.arm(self.lane)
+
+    def apply(self) -> None:
+        """Applies what the border allows, within a bound of bytes."""
         checkpointer = self.opened.checkpointer
         running = checkpointer.running
         if checkpointer.poll():
@@ -199,11 +220,14 @@ class Applier:
         hit("apply")
         entries = batch[0][2] if count == 1 else b"".join([entry[2] for entry in batch])
         compacted = self.machine.compact_revision
+        began = monotonic_us()
         results = self.write(lambda machine: machine.apply(entries))
+        meters.count_applied((monotonic_us() - began) * 1000)
         hit("committed")
         if self.machine.compact_revision != compacted:
             self.loop.want_idle()
         self._publish()
+        self.on_leases()
         answered = set()
         for incarnation, answers in results:
             peer = self.gateways.get(incarnation)
@@ -212,6 +236,12 @@ class Applier:
                 if not hit("result"):
                     self.server.send(peer, Frame.RESULTS, answers)
         hit("results")
+        self.after_commit(size, answered)
+        if self.held and self.held[0][0] <= self.border:
+            self.loop.after(0, lambda: None)
+
+    def after_commit(self, size: int, answered: Collection[int]) -> None:
+        """What follows a commit and its results: the other gateways, checkpoints, consensus."""
         if len(answered) < len(self.gateways):
             self._tell_head(answered)
         checkpointer = self.opened.checkpointer
@@ -225,8 +255,35 @@ class Applier:
         elif not self.telling:
             self.telling = True
             self.loop.after(TELL_SECONDS, self._tell_applied)
-        if self.held and self.held[0][0] <= self.border:
-            self.loop.after(0, lambda: None)
+
+    def on_leases(self) -> None:
+        """What the last call of apply did to leases goes ahead of its results."""
+        if changed := self.machine.lease_events:
+            self.leases.tell(changed)
+
+    def arm(self, lane: ApplyLane) -> None:
+        """Lets the next entry that comes alone through the lane, if everything is at rest."""
+        lane.disarm()
+        endpoint = self.consensus
+        if (
+            isinstance(endpoint, UnixEndpoint)
+            and not self.held
+            and not self.opened.checkpointer.must_wait()
+            and not self.defragmenter.holds()
+        ):
+            self.compacted = self.machine.compact_revision
+            lane.arm(endpoint, self.consensus_peer, self.machine, self.gateways)
+
+    def on_lane(self, passes: int) -> None:
+        """What follows the entries that went through the lane."""
+        del passes
+        hit("lane")
+        lane, machine = self.lane, self.machine
+        assert lane is not None
+        self.border, self.border_term = machine.applied_index, machine.applied_term
+        if machine.compact_revision != self.compacted:
+            self.loop.want_idle()
+        self.after_commit(lane.applied_bytes, lane.answered)
 
     def _publish(self) -> None:
         self.words.set(APPLIED, self.machine.applied_index)
