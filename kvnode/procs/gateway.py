@@ -54,6 +54,7 @@ from kvnode.env.link import Message
 from kvnode.env.lmdbstore import LmdbStore
 from kvnode.env.store import open_for_read
 from kvnode.procs.compacting import Compacting
+from kvnode.procs.door import ClientDoor
 from kvnode.procs.member import Member
 from kvnode.procs.nativedoor import OWN_OPEN_MAX, NativeDoor
 from kvnode.procs.process import Start, begin
@@ -132,6 +133,7 @@ class Gateway:
         self.native = NativeDoor(self, batch_max)
         self.services = Services(self)
         self.on_serving.append(self.native.serve)
+        self.clients = ClientDoor(self)
         hello = Hello(Role.GATEWAY, os.getpid(), self.incarnation).encode()
         self.consensus = Wire(
             loop, config.link, start.layout.consensus_socket, hello,
@@ -213,6 +215,7 @@ class Gateway:
 
     def pump(self) -> None:
         """The end of a turn: events, the proposals, the reads, the answers."""
+        self.clients.begin_turn()
         while self.native.take_events() or self.take_own():
             pass
         self.propose_gathered()
@@ -230,6 +233,7 @@ class Gateway:
         if self.take_own():
             self.soon()
         blocked = self.sinks.flush()
+        self.clients.end_turn()
         if self.reads.release_held() or blocked:
             self.loop.call_later(BLOCKED_SECONDS, self.end_turn)
         hit("flushed")

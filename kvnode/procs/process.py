@@ -92,6 +92,7 @@ class Start:
     number: int
     status_fd: int
     listeners: dict[str, int]
+    client_listeners: dict[str, list[int]]
 
     @classmethod
     def from_argument(cls, text: str) -> Start:
@@ -106,6 +107,7 @@ class Start:
             number=raw["number"],
             status_fd=raw["status_fd"],
             listeners=raw["listeners"],
+            client_listeners=raw["client_listeners"],
         )
 
     def ready(self) -> None:

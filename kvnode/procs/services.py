@@ -34,7 +34,13 @@ class Services:
 
     def __init__(self, gateway: Gateway) -> None:
         config = gateway.config
-        self.http2 = Http2(max_message_bytes=config.max_request_bytes + GRPC_OVERHEAD_BYTES)
+        self.http2 = Http2(
+            max_streams=config.max_concurrent_streams,
+            max_message_bytes=config.max_request_bytes + GRPC_OVERHEAD_BYTES,
+            ping_min_us=int(config.grpc_keepalive_min_time * 1e6),
+            ping_interval_us=int(config.grpc_keepalive_interval * 1e6),
+            ping_timeout_us=int(config.grpc_keepalive_timeout * 1e6),
+        )
         self.http2.on_work = gateway.soon
         sink = GrpcSink(self.http2)
         gateway.sinks.add(sink)

@@ -23,6 +23,7 @@ Absent on purpose: any request, any byte of users' data.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -229,6 +230,53 @@ def open_listeners(config: Config) -> dict[str, socket.socket]:
     return opened
 
 
+def open_client_listeners(config: Config) -> dict[str, list[socket.socket]]:
+    """Listening sockets of etcd's API by URL: one an address, so two where localhost is both
+    127.0.0.1 and ::1. A port that somebody else has is an error."""
+    opened: dict[str, list[socket.socket]] = {}
+    for url in config.listen_client_urls:
+        if url in opened:
+            continue
+        address = parse_url(url, ("http", "https"))
+        opened[url] = []
+        missing = ""
+        try:
+            places = socket.getaddrinfo(
+                address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+            for family, kind, proto, _, place in dict.fromkeys(places):
+                try:
+                    opened[url].append(_listen(family, kind, proto, place))
+                except OSError as error:
+                    # A machine may have only one of IPv4 and IPv6.
+                    if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                        raise
+                    missing = error.strerror or str(error)
+        except OSError as error:
+            missing = error.strerror or str(error)
+            opened[url] = []
+        if not opened[url]:
+            raise ConfigError(
+                f"can't listen on {url}: {missing}; stop what uses it, or set --listen-client-urls"
+            )
+    return opened
+
+
+def _listen(family: int, kind: int, proto: int, place: tuple[Any, ...]) -> socket.socket:
+    sock = socket.socket(family, kind, proto)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # As Go: [::] takes IPv4 as well, any other address is IPv6 alone.
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(place[0] != "::"))
+        sock.bind(place)
+        sock.listen(4096)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
 class Supervisor:
     """Starts, watches and stops the children."""
 
@@ -250,6 +298,7 @@ class Supervisor:
         meters.create(self.layout.words, config.gateways)
         meters.attach(self.layout.words, meters.SUPERVISOR, time.time_ns() // 1000)
         self.listeners = open_listeners(config)
+        self.client_listeners = open_client_listeners(config)
         self.children = [Child("applier"), Child("consensus")]
         self.children += [Child("gateway", n) for n in range(config.gateways)]
         self.poll = select.epoll()
@@ -288,11 +337,18 @@ class Supervisor:
             "number": child.number,
             "status_fd": write_fd,
             "listeners": {},
+            "client_listeners": {},
         }
         pass_fds = [write_fd, self.layout.words_fd]
         if child.role == "gateway":
             argument["listeners"] = {u: sock.fileno() for u, sock in self.listeners.items()}
+            argument["client_listeners"] = {
+                url: [sock.fileno() for sock in socks]
+                for url, socks in self.client_listeners.items()
+            }
             pass_fds += argument["listeners"].values()
+            for fds in argument["client_listeners"].values():
+                pass_fds += fds
         child.ready = False
         child.process = subprocess.Popen(
             [sys.executable, "-m", f"kvnode.procs.{child.role}", json.dumps(argument)],
