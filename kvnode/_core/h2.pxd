@@ -36,6 +36,7 @@ cdef struct Conn:
     uint64_t ping_us           # when this side asked whether the client is there; 0: not waiting
     uint64_t pinged_us         # the client's last ping
     uint64_t close_us          # when its transport is closed; 0: never
+    bint starved               # a stream had little room for what others have
     uint64_t turn              # the flush in which it wrote WRITE_BYTES
     int strikes
     bint strikes_reset
@@ -87,6 +88,7 @@ cdef class Http2(PyStreams):
     cdef void on_ping(self, Conn *c) noexcept
     cdef void on_reset(self, Conn *c) noexcept
     cdef int refuse_head(self, Stream *s, int http_status, int status, bytes text) except -1
+    cdef void feed_starved(self, Conn *c) noexcept
     cdef void leave(self, Conn *c, Stream *s) noexcept
     cdef void say_goodbye(self, Conn *c) noexcept
     cdef void last_goaway(self, Conn *c) noexcept

@@ -19,7 +19,8 @@ Invariants:
      paused: what a small stream waits behind is bounded by that, by the transport's limit, and by
      the kernel's (TCP_NOTSENT_LOWAT, set by the door).
   3. A connection has at most CONN_IN_BYTES of unfinished messages, and no new calls above
-     CONN_OUT_BYTES of answers not taken. Above CONN_OUT_SOFT its streams have little room.
+     CONN_OUT_BYTES of answers not taken. Above CONN_OUT_SOFT its streams have little room, above
+     CONN_OUT_HARD none.
   4. A client that resets too often, pings too often or sends frames without a use gets GOAWAY with
      ENHANCE_YOUR_CALM; its transport is closed LINGER_US later, so that it reads why.
 """
@@ -46,6 +47,7 @@ cdef enum:
     STREAM_HIGH = 524288          # as streams.HIGH_BYTES
     STREAM_RESERVE = 32768        # as streams.RESERVE_BYTES
     CONN_OUT_SOFT = 8388608
+    CONN_OUT_HARD = 33554432      # no stream has room
     CONN_OUT_BYTES = 67108864
     CONN_IN_BYTES = 67108864
     STREAMS_MAX = 262144          # of all connections
@@ -694,9 +696,14 @@ cdef class Http2(PyStreams):
     # --- what goes ------------------------------------------------------------------------------
 
     cdef int64_t owner_room(self, Stream *s) noexcept nogil:
-        if not s.local and self.conns[s.owner].out_bytes > CONN_OUT_SOFT:
-            return STREAM_RESERVE
-        return STREAM_HIGH
+        cdef Conn *c
+        if s.local:
+            return STREAM_HIGH
+        c = self.conns[s.owner]
+        if c.out_bytes <= CONN_OUT_SOFT:
+            return STREAM_HIGH
+        c.starved = True
+        return STREAM_RESERVE if c.out_bytes <= CONN_OUT_HARD else 0
 
     cdef void owner_count(self, Stream *s, int64_t n) noexcept nogil:
         if not s.local:
@@ -759,6 +766,8 @@ cdef class Http2(PyStreams):
                                                          <ssize_t> self.scratch.n))
         if n < 0 or self.scratch.err:
             return self.end_conn(c)
+        if c.starved and c.out_bytes <= CONN_OUT_SOFT:
+            self.feed_starved(c)
         if self.scratch.n >= WRITE_BYTES:
             # Others first, and what its transport does not take yet.
             c.turn = self.turns
@@ -768,6 +777,16 @@ cdef class Http2(PyStreams):
             # Its last GOAWAY is written and its calls are over.
             self.end_conn(c)
         return 0
+
+    cdef void feed_starved(self, Conn *c) noexcept:
+        """Its streams have room again that waited for others' answers."""
+        cdef Stream *s = c.first
+        c.starved = False
+        while s != NULL:
+            if s.full and not s.roomy and s.queued <= STREAM_RESERVE // 2:
+                s.roomy = True
+                self.roomy.push_back(s.number)
+            s = s.next_of
 
     cpdef bint flush(self) except? True:
         """Writes out what has gathered, gives local calls theirs, says where there is room again.

@@ -172,12 +172,13 @@ cdef class Streams(Calls):
             }
         return out
 
-    def set_leader(self, bint has) -> None:
-        """Whether this member knows a leader. Without one, calls that asked for it end."""
+    def set_leader(self, bint has, bint end_streams=True) -> None:
+        """Whether this member knows a leader. Without one, new calls that ask for it are refused,
+        and with `end_streams` open streams that did end."""
         cdef size_t i
         cdef Stream *s
         self.leader = has
-        if has:
+        if has or not end_streams:
             return
         for i in range(self.streams.size()):
             s = self.streams[i]
