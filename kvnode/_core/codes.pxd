@@ -22,7 +22,7 @@ cdef enum:
     KIND_STATUS = 32         # body: etcdserverpb.StatusRequest; never in the log
     KIND_DEFRAG = 33         # body: etcdserverpb.DefragmentRequest; never in the log
     KIND_LEASE_KEEP_ALIVE = 34   # body: etcdserverpb.LeaseKeepAliveRequest; never in the log
-    KIND_LEASE_TIME_TO_LIVE = 35 # body: etcdserverpb.LeaseTimeToLiveRequest; never in the log
+    KIND_LEASE_TIME_TO_LIVE = 35  # body: etcdserverpb.LeaseTimeToLiveRequest; never in the log
     KIND_LEASE_LEASES = 36       # body: etcdserverpb.LeaseLeasesRequest; never in the log
 
     # refusal codes; 0 is success

@@ -10,7 +10,15 @@ cdef enum:
     WORD_GENERATION = 4
     WORD_DAMAGE = 5      # findings of the scrubber since the applier's start
     WORD_READING = 8     # + gateway number: lowest revision it is reading, 0 = none
-    WORD_COUNT = 64
+    WORD_BEAT = 80       # + gateway number: monotonic microseconds of the last sign of life of a
+                         # gateway that carries keep-alives, 0 = it carries none
+    WORD_LEASES = 160    # LEASES frames that this applier has sent on its link to consensus
+    WORD_LEASE_COUNT = 161       # as consensus counts, since its start: leases there,
+    WORD_LEASES_GRANTED = 162    # granted,
+    WORD_LEASES_REVOKED = 163    # revoked,
+    WORD_LEASES_RENEWED = 164    # keep-alives that renewed one,
+    WORD_LEASES_EXPIRED = 165    # and revokes proposed because a lease ended
+    WORD_COUNT = 256
 
 cdef class SharedWords:
     cdef uint64_t *words

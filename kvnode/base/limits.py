@@ -20,6 +20,7 @@ CHECKPOINT_SECONDS = 1.0
 CHECKPOINT_DIRTY_BYTES = 128 * MIB
 SEGMENT_BYTES_DEFAULT = 64 * MIB            # --wal-segment-bytes
 SLICE_RANGE_BYTES = 256 * KIB
+LEASE_ASKS_BYTES_MAX = 64 * MIB             # keep-alives that wait in consensus
 GATHER_BYTES = MIB                          # consensus: proposals above do not wait for a sync
 QUOTA_CLEAR_PART = 0.9                      # NOSPACE ends below this part of the quota
 READING_SECONDS_MAX = 30.0                  # freeing waits so long for one read at an old revision

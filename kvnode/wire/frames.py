@@ -22,6 +22,15 @@ Payloads:
     FETCHED       entries from the first on, as many as fit one frame
     LEADER        u64 leader member id (0 = none), u64 term
     REFUSED       u64 code, then the batch that was not proposed
+    LEASES        applier to consensus, before the results: u64 applied index, u64 leases there
+                  (only in the first of a link), rows of what was done to leases (`_core/leases`)
+    KEEP_ALIVE    u64 token, then u64 ids: gateway to consensus; so are the next two questions
+    KEPT          u64 token, u64 index, then the granted TTL of each, i64; 0: gone, or about to go
+    LEASE_TIMES   u64 token, then u64 ids
+    LEASE_TIMES_OK  u64 token, u64 index, then i64 remaining and i64 granted of each; -1, 0: gone
+    LEASE_IDS     u64 token
+    LEASE_IDS_OK  u64 token, u64 index, then u64 ids, the first to end first. The index of all
+                  three: what was applied when it was answered holds at least that
 
 Absent on purpose: object serialization of any kind. Every payload is fixed integers and bytes.
 """
@@ -55,6 +64,13 @@ class Frame(IntEnum):
     FETCH = 14
     FETCHED = 15
     COMMITTED = 16
+    LEASES = 17
+    KEEP_ALIVE = 18
+    KEPT = 19
+    LEASE_TIMES = 20
+    LEASE_TIMES_OK = 21
+    LEASE_IDS = 22
+    LEASE_IDS_OK = 23
 
 
 class Role(IntEnum):
