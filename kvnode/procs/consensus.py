@@ -40,6 +40,7 @@ from kvnode.env.disk import RealDisk
 from kvnode.env.link import GONE, KINDS, Endpoint, Peer
 from kvnode.env.room import Room
 from kvnode.procs.alarms import SpaceWatch
+from kvnode.procs.leasing import LEASE_FRAMES, LeaseKeeper
 from kvnode.procs.loop import Loop
 from kvnode.procs.process import EXIT_FATAL, Start, begin
 from kvnode.raft import (
@@ -82,7 +83,10 @@ SPARES_SECONDS = 1.0
 SLOW_DISK_US = 1_000_000
 LITTLE_BYTES = 512
 LITTLE_KINDS = frozenset(
-    {Kind.DELETE_RANGE, Kind.COMPACT, Kind.SESSION_OPEN, Kind.SESSION_CLOSE, Kind.ALARM}
+    {
+        Kind.DELETE_RANGE, Kind.COMPACT, Kind.SESSION_OPEN, Kind.SESSION_CLOSE, Kind.ALARM,
+        Kind.LEASE_REVOKE,
+    }
 )
 _FIRST_KIND_AT = 88  # behind the heads of the batch and of its first group
 
@@ -143,6 +147,7 @@ class Consensus:
         self.room = Room(start.layout.wal)
         self.full = self.slow = False
         self.space = SpaceWatch(start.config.quota_backend_bytes, start.member)
+        self.leases = LeaseKeeper(self)
         loop.at_end(self.turn)
 
     # --- start ----------------------------------------------------------------------------------
@@ -219,11 +224,15 @@ class Consensus:
                 self.barriers[self.barrier_count] = (peer, number)
                 if self.node is not None:
                     self.node.read_index(self.barrier_count)
+            elif kind in LEASE_FRAMES:
+                self.leases.on_frame(peer, kind, message.payload)
             elif kind == Frame.HELLO:
                 self.on_hello(peer, decode_hello(message.payload))
             elif kind == GONE:
                 if peer is self.applier:
                     self.applier = None
+                    self.leases.on_link()
+                self.leases.on_gone(peer)
                 self.gateways = [g for g in self.gateways if g is not peer]
                 self.proposals = [p for p in self.proposals if p[0] is not peer]
                 self.gathered_bytes = sum(len(p[1]) for p in self.proposals)
@@ -236,6 +245,7 @@ class Consensus:
             self.gateways.append(peer)
             return
         self.applier = peer
+        self.leases.on_link()
         if self.node is None:
             self.open(hello.applied_index)
             for number in self.barriers:
@@ -275,6 +285,7 @@ class Consensus:
         elif self.slow and not slow:
             log.info("the disk answers again")
         self.slow = slow
+        self.leases.on_tick()
 
     def retry_spares(self) -> None:
         """The log prepares segments ahead again after a full disk."""
@@ -300,6 +311,8 @@ class Consensus:
         node = self.node
         if node is None:
             return
+        if self.leases.asks:
+            self.leases.turn()
         if (
             self.proposals
             and node.role == RaftRole.LEADER
@@ -331,6 +344,7 @@ class Consensus:
         except OverloadedError:
             return
         hit("proposed")
+        self.leases.proposed_to_log(taken)
         del self.proposals[: len(taken)]
         self.gathered_bytes = sum(len(p[1]) for p in self.proposals)
         if self.proposals:
@@ -365,6 +379,7 @@ class Consensus:
                 self.server.send(peer, Frame.REFUSED, head, batch)
             else:
                 self.space.forget()
+                self.leases.refused(batch)
         del self.proposals[:count]
         self.gathered_bytes = sum(len(p[1]) for p in self.proposals)
 
@@ -405,6 +420,8 @@ class Consensus:
         word = self.committed | (SOLE if node.sole_voter else 0)
         self.words.set(COMMIT, word)
         for state in ready.read_states:
+            if cast(int, state.context) < 0:
+                self.leases.on_round(cast(int, state.context))
             waiting = self.barriers.pop(cast(int, state.context), None)
             if waiting is not None:
                 peer, number = waiting
@@ -459,6 +476,7 @@ class Consensus:
     def stop(self) -> None:
         """Closes the log with its closing mark."""
         if self.wal is not None:
+            self.leases.stop()
             self.words.set(COMMIT, 0)
             self.wal.close()
         self.server.close()
