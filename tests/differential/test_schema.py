@@ -33,13 +33,8 @@ OURS: tuple[Any, ...] = (
 Field = descriptor_pb2.FieldDescriptorProto
 Facts = dict[str, Any]
 
-# Kept in etcd's files for nobody: never sent or received by any RPC.
-NOT_SERVED = {"authpb.UserAddOptions", "authpb.User", "authpb.Role"}
 
-
-def messages(
-    scope: str, many: Any
-) -> Iterator[tuple[str, descriptor_pb2.DescriptorProto]]:
+def messages(scope: str, many: Any) -> Iterator[tuple[str, descriptor_pb2.DescriptorProto]]:
     for message in many:
         name = f"{scope}.{message.name}"
         yield name, message
@@ -100,7 +95,7 @@ def theirs() -> Facts:
 
 def test_everything_of_etcds_is_here_as_it_is_there(theirs: Facts) -> None:
     ours = our_facts()
-    assert set(theirs) - set(ours) - NOT_SERVED == set()
+    assert set(theirs) - set(ours) == set()
     assert {name: (ours[name], theirs[name]) for name in set(ours) & set(theirs)
             if ours[name] != theirs[name]} == {}  # fmt: skip
 
