@@ -70,10 +70,16 @@ cdef class Watches(Methods):
         """Whether requests wait."""
         return self.ready != NULL
 
-    def turn(self, RangeReader reader not None, unsigned long long now_us):
-        """One turn on a new snapshot of `reader`: requests, then about 1 ms of events.
+    @property
+    def idle(self):
+        """No stream is open: a turn would do nothing."""
+        return self.hub.streams == NULL
 
-        True: there is more to do, call again soon. Blocking: no. Errors: DiskError,
+    def turn(self, RangeReader reader not None, unsigned long long now_us):
+        """One turn on the reader's snapshot: requests, then about 1 ms of events.
+
+        The snapshot is to be younger than every request that waits; a reader without one takes it
+        here, and the caller closes it. True: there is more to do, call again soon. Blocking: no. Errors: DiskError,
         CorruptionError (of the store's heads; damaged records end the watchers they concern).
         """
         cdef Stream *s

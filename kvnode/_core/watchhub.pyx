@@ -203,8 +203,8 @@ cdef class WatchHub:
     # --- streams and ids ------------------------------------------------------------------------
 
     cdef int look(self, RangeReader reader, uint64_t now_us) except -1:
-        """Takes a new snapshot, for what comes until the next one."""
-        cdef int rc = reader.refresh_c()
+        """Takes note of the reader's snapshot, a new one if it has none."""
+        cdef int rc = REC_OK if reader.txn != NULL else reader.refresh_c()
         if rc == REC_CORRUPT:
             raise CorruptionError("the store's heads are damaged")
         if rc != REC_OK:

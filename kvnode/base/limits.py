@@ -34,3 +34,5 @@ HTTP_BODIES_BYTES_MAX = 64 * MIB            # bodies of single calls being recei
 HTTP_STREAM_BYTES_MAX = 64 * KIB            # one message of a stream's client (watch, keep-alive)
 HTTP_QUEUE_BYTES = 256 * KIB                # of a stream to a client; above it the call pauses
 GRPC_OVERHEAD_BYTES = 512 * KIB             # what etcd adds to --max-request-bytes for gRPC
+WATCH_SLICE_WORK = 10_000                   # about 1 ms of the watch hub, in units of 100 ns
+WATCH_SLICE_BYTES = 256 * KIB               # events of one slice, before it ends with its revision

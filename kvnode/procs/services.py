@@ -16,6 +16,7 @@ from kvnode._core.h2 import Http2
 from kvnode.base.config import Config
 from kvnode.base.limits import GRPC_OVERHEAD_BYTES, MIB
 from kvnode.env.clock import random_u64
+from kvnode.procs.watching import Watching
 
 if TYPE_CHECKING:
     from kvnode.procs.gateway import Gateway
@@ -56,3 +57,4 @@ class Services:
             self.http2.route(path, self.kv, number, False, streams)
         gateway.on_drain.append(self.http2.drain)
         gateway.busy.append(lambda: not self.http2.idle)
+        self.watching = Watching(gateway, self.http2)
