@@ -129,9 +129,9 @@ cdef class GrpcSink(Sink):
             return self.refuse(call_of(ref), <int> ref.id, code)
         return self.calls.finish(call_of(ref), GRPC_OK, NULL, 0)
 
-    cdef int refuse_size(self, const Ref *ref, uint64_t n) except -1:
+    cdef int refuse_size(self, const Ref *ref, uint64_t n, uint64_t most) except -1:
         cdef bytes words = (
-            b"grpc: trying to send message larger than max (%d vs. 2147483647)" % n)
+            b"grpc: trying to send message larger than max (%d vs. %d)" % (n, most))
         cdef const uint8_t *text = words
         return self.calls.finish(call_of(ref), GRPC_RESOURCE_EXHAUSTED, text, len(words))
 

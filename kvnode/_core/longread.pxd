@@ -43,6 +43,7 @@ cdef class LongReads:
         vector[LongRead *] reads
         size_t turn
         int64_t stream_bytes
+        uint64_t message_bytes_max
 
     cdef size_t sort_room(self) noexcept nogil
     # A Range that did not end within its first slice: its state moves here. `done` are the bytes

@@ -42,7 +42,6 @@ cdef enum:
     SORT_BYTES_MAX = 268435456   # what sorted reads may remember of the keys they sort, together
     TURN_SLICES = 4
     FIRST_CHUNK = 10
-    MESSAGE_BYTES_MAX = 0x7fffffff   # grpc-go's MaxSendMsgSize in etcd
 
 
 cdef int read_code(int rc) noexcept nogil:
@@ -67,9 +66,10 @@ cdef void long_free(LongRead *r) noexcept nogil:
 cdef class LongReads:
     """Long reads under way, answered into `sinks`; messages of a stream are near `stream_bytes`."""
 
-    def __cinit__(self, Sinks sinks not None, int64_t stream_bytes):
+    def __cinit__(self, Sinks sinks not None, int64_t stream_bytes, uint64_t message_bytes_max):
         self.sinks = sinks
         self.stream_bytes = stream_bytes
+        self.message_bytes_max = message_bytes_max
 
     def __dealloc__(self):
         cdef size_t i
@@ -253,8 +253,8 @@ cdef class LongReads:
             kv_put_varint(&r.out, 0x0A)              # RangeStreamResponse.range_response
             kv_put_varint(&r.out, inner)
         r.left = r.out.n + inner
-        if r.left > MESSAGE_BYTES_MAX:
-            sink.refuse_size(&r.ref, r.left)
+        if r.left > self.message_bytes_max:
+            sink.refuse_size(&r.ref, r.left, self.message_bytes_max)
             self.drop(r)
             return True
         if r.last or r.mode == LONG_PIECES:

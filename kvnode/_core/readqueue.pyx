@@ -58,11 +58,13 @@ cdef void read_clear(ReadSet *s) noexcept nogil:
 
 cdef class ReadQueue:
     """Reads that are answered into `sinks`; `member` and `cluster` are ids that answers carry,
-    `stream_bytes` is near what one message of a RangeStream has."""
+    `stream_bytes` is near what one message of a RangeStream has; above `message_bytes_max` (of a
+    grpc-go server) no message goes out."""
 
-    def __cinit__(self, Sinks sinks not None, *, member, cluster, stream_bytes):
+    def __cinit__(self, Sinks sinks not None, *, member, cluster, stream_bytes,
+                  message_bytes_max=0x7fffffff):
         self.sinks = sinks
-        self.longs = LongReads(sinks, stream_bytes)
+        self.longs = LongReads(sinks, stream_bytes, message_bytes_max)
         self.head.member_id = member
         self.head.cluster_id = cluster
 

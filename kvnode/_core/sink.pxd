@@ -50,7 +50,7 @@ cdef class Sink:
     cdef int add_long(self, const Ref *ref, const uint8_t *p, size_t n) except -1
     cdef int end_long(self, const Ref *ref, int code) except -1
     # the answer would be n bytes, more than a message can have
-    cdef int refuse_size(self, const Ref *ref, uint64_t n) except -1
+    cdef int refuse_size(self, const Ref *ref, uint64_t n, uint64_t most) except -1
     # Sends what has gathered; True while something is left that must be tried again soon.
     cdef bint flush(self) except? True
 

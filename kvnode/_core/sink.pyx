@@ -59,7 +59,7 @@ cdef class Sink:
     cdef int end_long(self, const Ref *ref, int code) except -1:
         raise NotImplementedError
 
-    cdef int refuse_size(self, const Ref *ref, uint64_t n) except -1:
+    cdef int refuse_size(self, const Ref *ref, uint64_t n, uint64_t most) except -1:
         raise NotImplementedError
 
     cdef bint flush(self) except? True:
