@@ -39,7 +39,11 @@ class Router(Protocol):
     """Where handlers are registered (`h2.Http2`)."""
 
     def route_python(
-        self, path: str, handler: Callable[[Any], None], client_streams: bool = False
+        self,
+        path: str,
+        handler: Callable[[Any], None],
+        client_streams: bool = False,
+        server_streams: bool = False,
     ) -> None: ...
 
 
@@ -121,7 +125,7 @@ def serve(router: Router, path: str, handler: Handler) -> None:
         answer = Answer(call)
         call.on_message = lambda data: guard(answer, lambda: handler(decode(rpc, data), answer))
 
-    router.route_python(path, begin, False)
+    router.route_python(path, begin, False, rpc.server_streams)
 
 
 def serve_stream(
@@ -139,10 +143,15 @@ def serve_stream(
         call.on_message = lambda data: guard(answer, lambda: handler(decode(rpc, data), answer))
         call.on_half_close = lambda: ended(answer)
 
-    router.route_python(path, begin, True)
+    router.route_python(path, begin, True, rpc.server_streams)
 
 
 def refuse_all(router: Router, path: str, refused: Refused) -> None:
     """Registers a method whose calls all end with this refusal, before a message is read."""
-    router.route_python(path, lambda call: call.finish(int(refused.status), refused.text),
-                        RPCS[path].client_streams)  # fmt: skip
+    rpc = RPCS[path]
+    router.route_python(
+        path,
+        lambda call: call.finish(int(refused.status), refused.text),
+        rpc.client_streams,
+        rpc.server_streams,
+    )

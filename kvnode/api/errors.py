@@ -35,5 +35,8 @@ def not_yet(what: str) -> Refused:
 AUTH_NOT_ENABLED = Refused(Grpc.FAILED_PRECONDITION, "etcdserver: authentication is not enabled")
 """etcd's answer to Authenticate while auth is off: clients then go on without a token."""
 
+STOPPED = refusal(Code.STOPPED)
+"""etcd's answer on streams that are open when the server stops."""
+
 UNKNOWN_SERVICE = Refused(Grpc.NOT_FOUND, "unknown service")
 """The health service's answer for a service that is not registered."""

@@ -7,7 +7,7 @@ NOT_FOUND for Check and SERVICE_UNKNOWN for Watch, whose call stays open.
 from __future__ import annotations
 
 from kvnode.api.calls import Answer, Router, serve
-from kvnode.api.errors import UNKNOWN_SERVICE
+from kvnode.api.errors import STOPPED, UNKNOWN_SERVICE
 from kvnode.proto import health_pb2 as healthpb
 
 WHOLE = ""
@@ -33,6 +33,13 @@ class Health:
         self.serving = serving
         for answer in list(self.watchers):
             answer.send(self._status())
+
+    def drain(self) -> None:
+        """The server stops: those who watch hear it, and their calls end."""
+        self.set(False)
+        watchers, self.watchers = self.watchers, set()
+        for answer in watchers:
+            answer.refuse(STOPPED)
 
     def _status(self) -> healthpb.HealthCheckResponse:
         serving = healthpb.HealthCheckResponse.SERVING

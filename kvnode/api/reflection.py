@@ -102,7 +102,7 @@ def attach(router: Router) -> None:
     """Registers both versions."""
     for version, module in _VERSIONS:
         path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
-        router.route_python(path, _beginner(path, module), True)
+        router.route_python(path, _beginner(path, module), True, True)
 
 
 def _beginner(path: str, module: Any) -> Callable[[Any], None]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from kvnode._core.grpckv import METHODS, GrpcSink, KvMethods
 from kvnode._core.h2 import Http2
+from kvnode.api.attach import attach
 from kvnode.base.config import Config
 from kvnode.base.limits import GRPC_OVERHEAD_BYTES, MIB
 from kvnode.env.clock import random_u64
@@ -55,6 +56,7 @@ class Services:
         )
         for path, number, streams in METHODS:
             self.http2.route(path, self.kv, number, False, streams)
-        gateway.on_drain.append(self.http2.drain)
+        self.health = attach(self.http2, gateway.member)
+        gateway.on_drain += [self.health.drain, self.http2.drain]
         gateway.busy.append(lambda: not self.http2.idle)
         self.watching = Watching(gateway, self.http2)

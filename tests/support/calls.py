@@ -36,9 +36,14 @@ class Router:
         self.client_streams: set[str] = set()
 
     def route_python(
-        self, path: str, handler: Callable[[Any], None], client_streams: bool = False
+        self,
+        path: str,
+        handler: Callable[[Any], None],
+        client_streams: bool = False,
+        server_streams: bool = False,
     ) -> None:
         assert path not in self.handlers, f"{path} twice"
+        assert server_streams == RPCS[path].server_streams
         self.handlers[path] = handler
         if client_streams:
             self.client_streams.add(path)

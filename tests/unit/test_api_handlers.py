@@ -220,6 +220,14 @@ def test_health_watch_tells_changes_until_the_client_goes(router):
     assert router.call(H + "Check", b"").status == Health.NOT_SERVING
 
 
+def test_health_watchers_hear_of_the_end(router):
+    call = router.open(H + "Watch")
+    call.on_message(b"")
+    router.health.drain()
+    assert Health.FromString(call.sent[-1]).status == Health.NOT_SERVING
+    assert (call.status, call.text) == (Grpc.UNAVAILABLE, "etcdserver: server stopped")
+
+
 # --- reflection -----------------------------------------------------------------------------------
 
 
