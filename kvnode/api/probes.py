@@ -20,16 +20,16 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from urllib.parse import parse_qs
 
 from kvnode.api.asgi import TEXT, App, Receive, Scope, Send, answer, only_get, refuse
-from kvnode.api.errors import Refused
-from kvnode.api.site import Site, invoke
+from kvnode.api.site import DEADLINE, Site
+from kvnode.base.codes import STATUS, Code
 from kvnode.proto import rpc_pb2 as rpcpb
 
 REQUEST_SECONDS = 5.0
-_RANGE = "/etcdserverpb.KV/Range"
 _ALARMS = {
     rpcpb.NOSPACE: "ALARM NOSPACE",
     rpcpb.CORRUPT: "ALARM CORRUPT",
@@ -76,11 +76,18 @@ class Probes:
         One key, not the first of all as etcd does: counting a large range takes its time.
         """
         request = rpcpb.RangeRequest(key=b"\0", keys_only=True, serializable=serializable)
+        code = asyncio.get_running_loop().create_future()
+
+        def done(refusal: int, body: bytes) -> None:
+            if not code.done():
+                code.set_result(refusal)
+
+        self.site.read(request.SerializeToString(), done)
         try:
-            await invoke(self.site, _RANGE, request.SerializeToString(), timeout=self.timeout)
-        except Refused as refused:
-            return refused.text
-        return ""
+            async with asyncio.timeout(self.timeout):
+                return STATUS[Code(await code)][1]
+        except TimeoutError:
+            return DEADLINE
 
     async def serializable_read(self) -> str:
         """Whether this member's own data can be read."""

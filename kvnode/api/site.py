@@ -48,6 +48,10 @@ class Site(Protocol):
         """What Status tells."""
         ...
 
+    def read(self, body: bytes, done: Callable[[int, bytes], None]) -> None:
+        """A RangeRequest of the process's own, counted nowhere: done(code, response)."""
+        ...
+
     def open_local(
         self,
         path: str,

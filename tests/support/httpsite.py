@@ -17,6 +17,7 @@ from kvnode.api.httpwire import HttpDoor
 from kvnode.api.node import Facts
 from kvnode.api.service import RPCS
 from kvnode.base.config import Config
+from kvnode.proto import rpc_pb2
 
 FACTS = Facts(4096, 2048, 1 << 31, 7, 20, 20, 2)
 
@@ -74,6 +75,8 @@ class FakeSite:
         self.calls: list[FakeCall] = []
         self.metadata: list[dict[str, str] | None] = []
         self.state = FACTS
+        self.reads: list[rpc_pb2.RangeRequest] = []
+        self.read_code: int | None = 0
         self.probes: list[tuple[str, str, bool]] = []
 
     def facts(self) -> Facts:
@@ -89,6 +92,11 @@ class FakeSite:
         self.calls.append(call)
         self.metadata.append(metadata)
         return call
+
+    def read(self, body: bytes, done: Any) -> None:
+        self.reads.append(rpc_pb2.RangeRequest.FromString(body))
+        if self.read_code is not None:
+            done(self.read_code, b"")
 
     def exposition(self) -> bytes:
         return b"# HELP up x\n"
