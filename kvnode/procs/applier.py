@@ -396,6 +396,8 @@ class Applier:
             checkpointer.committed()
             if not more:
                 self._tell_applied()
+                # A physical compaction is answered now.
+                self._tell_head()
         return more
 
     def lowest_reading(self) -> int:
