@@ -50,6 +50,10 @@ cdef class Encoder:
     cdef public uint64_t durable_offset
     cdef int put(self, int kind, int entry_type, uint64_t index, uint64_t term,
                  const uint8_t *data, size_t n) except -1
+    cdef size_t seal(self) except? 0
+    cdef size_t lone(self, EntryTable table, const row_t *like, uint64_t index,
+                     const uint8_t *data, size_t n, bint commits, uint64_t vote) except 0
+    cdef void lone_durable(self, size_t n) noexcept
 
 cdef class Scanner:
     cdef const uint8_t[::1] view

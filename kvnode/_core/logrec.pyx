@@ -40,7 +40,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove, memset
 
 from kvnode._core.buf cimport (
-    kv_buf_free, kv_buf_grow, kv_buf_init, kv_load_u16, kv_load_u32, kv_load_u64,
+    kv_buf_clear, kv_buf_free, kv_buf_grow, kv_buf_init, kv_load_u16, kv_load_u32, kv_load_u64,
     kv_store_u16, kv_store_u32, kv_store_u64,
 )
 from kvnode._core.crc cimport kv_crc_init, kv_crc32c
@@ -377,17 +377,47 @@ cdef class Encoder:
     def take(self):
         """The encoded bytes followed by a mark (HEADER bytes), which is not counted in `offset`."""
         cdef Chunk chunk = Chunk.__new__(Chunk)
-        cdef uint32_t crc = self.crc
-        cdef uint64_t durable = self.durable_offset
-        cdef uint64_t end = self.base + self.buf.n
-        self.durable_offset = end
-        self.put(KIND_MARK, 0, 0, 0, NULL, 0)
-        self.durable_offset = durable
-        self.crc = crc
+        cdef uint64_t end = self.base + self.seal()
         chunk.buf = self.buf
         kv_buf_init(&self.buf)
         self.base = end
         return chunk
+
+    cdef size_t seal(self) except? 0:
+        """Puts a mark behind the encoded bytes; their number without it."""
+        cdef uint32_t crc = self.crc
+        cdef uint64_t durable = self.durable_offset
+        cdef size_t n = self.buf.n
+        self.durable_offset = self.base + n
+        self.put(KIND_MARK, 0, 0, 0, NULL, 0)
+        self.durable_offset = durable
+        self.crc = crc
+        return n
+
+    cdef size_t lone(self, EntryTable table, const row_t *like, uint64_t index,
+                     const uint8_t *data, size_t n, bint commits, uint64_t vote) except 0:
+        """Encodes what the log writes for one lone entry: the entry, the hard state that commits
+        the one before it (`commits`), a mark. `like`: term and segment. Bytes before the mark."""
+        cdef row_t row = like[0]
+        cdef uint8_t room[8]
+        cdef int got
+        row.offset8 = <uint32_t>(self.base >> 3)
+        row.length = <uint32_t>n
+        row.kind = 0
+        got = table.put(index, &row)
+        if got != 0:
+            raise AssertionError(f"append of index {index}: {REASONS[got]}")
+        self.put(KIND_ENTRY, 0, index, row.term, data, n)
+        if commits:
+            kv_store_u64(room, vote)
+            self.put(KIND_HARD_STATE, 0, index - 1, row.term, room, 8)
+        return self.seal()
+
+    cdef void lone_durable(self, size_t n) noexcept:
+        """What `lone` encoded is durable: goes on behind it, in the same buffer."""
+        self.base += n
+        self.durable_offset = self.base
+        kv_buf_clear(&self.buf)
 
 
 cdef class Scanner:

@@ -92,7 +92,7 @@ cdef enum:
     IOV = 256           # buffers joined in one pwritev
     BUCKETS = 32        # of log2 microseconds
 
-ctypedef struct op_t:
+cdef struct op_t:
     int fd              # file to write, or the folder to sync after a rename
     int64_t offset
     const uint8_t *p    # NULL: a rename
@@ -103,7 +103,7 @@ ctypedef struct op_t:
     char *dst
 
 # One group's view of the thread; everything under `lock` except what `run` owns.
-ctypedef struct state_t:
+cdef struct state_t:
     pthread_t thread
     pthread_mutex_t lock
     pthread_cond_t wake
@@ -297,12 +297,6 @@ cdef void *run(void *arg) noexcept nogil:
 cdef class LogWriter:
     """One writer thread. Not shared between Python threads: one caller submits and polls."""
 
-    cdef state_t *s
-    cdef uint64_t next_ticket
-    cdef object held        # (ticket, memoryview, submit time): buffers the thread still reads
-    cdef bint closed
-    cdef int event_fd
-
     def __cinit__(self):
         self.s = NULL
         self.closed = True
@@ -389,6 +383,36 @@ cdef class LogWriter:
                 pthread_mutex_lock(&self.s.lock)
                 self.s.done = op.ticket
                 pthread_mutex_unlock(&self.s.lock)
+
+    cdef uint64_t lone(self, int fd, int64_t offset, const uint8_t *p, size_t n) noexcept:
+        """Writes and syncs in the caller's thread what nothing in flight precedes.
+
+        The ticket, which is finished; 0: the writer failed, or it has something in flight.
+        Blocking: the write and the sync, without the GIL.
+        """
+        cdef op_t op
+        if self.closed or not self._idle():
+            return 0
+        memset(&op, 0, sizeof(op))
+        op.fd = fd
+        op.offset = offset
+        op.p = p
+        op.n = n
+        self.next_ticket += 1
+        op.ticket = self.next_ticket
+        self._write_here(&op)
+        return op.ticket if self._done() == op.ticket else 0
+
+    cdef void lone_mark(self, int fd, int64_t offset, const uint8_t *p, size_t n) noexcept:
+        """Writes the durable mark behind what `lone` wrote; not synced."""
+        cdef op_t op
+        memset(&op, 0, sizeof(op))
+        op.fd = fd
+        op.offset = offset
+        op.p = p
+        op.tail = n
+        with nogil:
+            mark(self.s, &op)
 
     def submit(self, int handle, uint64_t offset, data, size_t tail=0, bint here=False):
         """Queues `data` without its last `tail` bytes to be written at `offset` and synced.

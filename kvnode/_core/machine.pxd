@@ -32,5 +32,8 @@ cdef class Machine:
     cdef Store store
     cdef Loop *loop
     cdef bint dead
+    cdef int why              # of a lone entry's failure, not yet told
     cdef int check(self) except -1
     cdef int fail(self, int rc, str doing) except -1
+    cdef int run(self, const uint8_t *p, size_t n) noexcept nogil
+    cdef int apply_lone(self, const uint8_t *p, size_t n) noexcept nogil

@@ -51,6 +51,11 @@ def arm(role: str) -> None:
         _armed[words[1]] = _Point(int(words[2]), mark)
 
 
+def points() -> frozenset[str]:
+    """Names of the armed points: where one stands only in the long way, that way is taken."""
+    return frozenset(_armed)
+
+
 def hit(name: str) -> bool:
     """The process passes `name`: True when its message is to be dropped; may not return."""
     if name not in _armed:

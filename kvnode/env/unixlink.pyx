@@ -41,10 +41,11 @@ cdef extern from "<sys/epoll.h>" nogil:
     int EPOLLOUT
 
 cdef enum:
-    HEAD_BYTES = 8
     RECV_BYTES = 262144
     LONE_BYTES = 16384        # frames up to here are joined with their head on the stack's buffer
     EVENTS = 64
+
+assert VERSION == LINK_VERSION
 
 _SOCKET_BYTES = 4 << 20
 _SNDBUFFORCE, _RCVBUFFORCE = 32, 33
@@ -52,18 +53,6 @@ _SNDBUFFORCE, _RCVBUFFORCE = 32, 33
 
 cdef class Stream:
     """One connected socket."""
-
-    cdef object sock
-    cdef readonly object peer
-    cdef int fd
-    cdef uint8_t *room
-    cdef size_t filled
-    cdef object big            # bytes under construction, of a frame above RECV_BYTES
-    cdef size_t big_at
-    cdef int big_kind
-    cdef list out              # what the socket did not take: bytes-likes, the first from out_at
-    cdef size_t out_at
-    cdef bint writing
 
     def __cinit__(self, sock):
         self.room = <uint8_t *> malloc(RECV_BYTES)
@@ -88,10 +77,11 @@ cdef class Stream:
     cdef int read(self, list got) except -1:
         """Appends the messages that are complete; 1: the peer closed or broke the framing."""
         cdef ssize_t n
-        cdef size_t size, at, end
+        cdef size_t size
         cdef bint short
-        cdef uint8_t *p
         cdef char *d
+        if self.peeked and self.split(got):
+            return 1
         while True:
             if self.big is not None:
                 d = PyBytes_AS_STRING(self.big)
@@ -108,30 +98,84 @@ cdef class Stream:
             n = c_recv(self.fd, self.room + self.filled, RECV_BYTES - self.filled, MSG_DONTWAIT)
             if n <= 0:
                 return self.no_bytes(n)
-            end = self.filled + <size_t> n
-            short = end < RECV_BYTES
-            at = 0
-            while end - at >= HEAD_BYTES:
-                p = self.room + at
-                size = kv_load_u32(p)
-                if p[5] != VERSION or kv_load_u16(p + 6) != 0 or p[4] == 0 \
-                        or size > <size_t> PAYLOAD_BYTES_MAX:
-                    return 1
-                if end - at - HEAD_BYTES < size:
-                    if HEAD_BYTES + size > RECV_BYTES:
-                        self.big = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> size)
-                        self.big_kind = p[4]
-                        self.big_at = end - at - HEAD_BYTES
-                        memcpy(PyBytes_AS_STRING(self.big), p + HEAD_BYTES, self.big_at)
-                        at = end
-                    break
-                got.append(Message(self.peer, p[4], p[HEAD_BYTES:HEAD_BYTES + size]))
-                at += HEAD_BYTES + size
-            self.filled = end - at
-            if at and self.filled:
-                memmove(self.room, self.room + at, self.filled)
+            self.filled += <size_t> n
+            short = self.filled < RECV_BYTES
+            if self.split(got):
+                return 1
             if short and self.big is None:
                 return 0
+
+    cdef int split(self, list got) except -1:
+        """Appends the frames that are whole in `room`; 1: the framing is broken."""
+        cdef size_t size, at = 0, end = self.filled
+        cdef uint8_t *p
+        self.peeked = False
+        while end - at >= HEAD_BYTES:
+            p = self.room + at
+            size = kv_load_u32(p)
+            if p[5] != VERSION or kv_load_u16(p + 6) != 0 or p[4] == 0 \
+                    or size > <size_t> PAYLOAD_BYTES_MAX:
+                return 1
+            if end - at - HEAD_BYTES < size:
+                if HEAD_BYTES + size > RECV_BYTES:
+                    self.big = PyBytes_FromStringAndSize(NULL, <Py_ssize_t> size)
+                    self.big_kind = p[4]
+                    self.big_at = end - at - HEAD_BYTES
+                    memcpy(PyBytes_AS_STRING(self.big), p + HEAD_BYTES, self.big_at)
+                    at = end
+                break
+            got.append(Message(self.peer, p[4], p[HEAD_BYTES:HEAD_BYTES + size]))
+            at += HEAD_BYTES + size
+        self.filled = end - at
+        if at and self.filled:
+            memmove(self.room, self.room + at, self.filled)
+        return 0
+
+    cdef const uint8_t *peek(self, int kind, size_t most, size_t *size) noexcept:
+        """The payload of the one whole frame of `kind` that has come, or NULL.
+
+        Whatever else has come is left for `receive`. The payload is used up: it stands in `room`
+        until the next call of this stream.
+        """
+        cdef const uint8_t *p = self.room
+        cdef ssize_t n
+        if self.fd < 0 or self.filled or self.big is not None:
+            return NULL
+        n = c_recv(self.fd, self.room, RECV_BYTES, MSG_DONTWAIT)
+        if n <= 0:
+            # An end is seen again by `receive`.
+            return NULL
+        size[0] = kv_load_u32(p)
+        if n < HEAD_BYTES or p[4] != kind or p[5] != LINK_VERSION or kv_load_u16(p + 6) != 0 \
+                or size[0] > most or <size_t> n != HEAD_BYTES + size[0]:
+            self.filled = <size_t> n
+            self.peeked = True
+            return NULL
+        return p + HEAD_BYTES
+
+    cdef void give_back(self, size_t size) noexcept:
+        """The frame that `peek` gave is left for `receive` after all."""
+        self.filled = HEAD_BYTES + size
+        self.peeked = True
+
+    cdef int put_frame(self, uint8_t *frame, int kind, size_t size) except -1:
+        """Sends a frame whose payload stands behind HEAD_BYTES of room; 1: connection broken."""
+        cdef ssize_t n = 0
+        cdef size_t all = HEAD_BYTES + size
+        kv_store_u32(frame, <uint32_t> size)
+        frame[4] = <uint8_t> kind
+        frame[5] = LINK_VERSION
+        kv_store_u16(frame + 6, 0)
+        if not self.out:
+            n = c_send(self.fd, frame, all, MSG_DONTWAIT | MSG_NOSIGNAL)
+            if n < 0:
+                if errno != EAGAIN and errno != EINTR:
+                    return 1
+                n = 0
+            if <size_t> n == all:
+                return 0
+        self.keep((<char *> frame)[n:all])
+        return 0
 
     cdef int no_bytes(self, ssize_t n) noexcept:
         if n < 0 and (errno == EAGAIN or errno == EINTR):
@@ -143,13 +187,8 @@ cdef class Stream:
         cdef uint8_t head[LONE_BYTES + HEAD_BYTES]
         cdef const unsigned char[::1] view
         cdef size_t size = 0, at = HEAD_BYTES
-        cdef ssize_t n = 0
         for part in parts:
             size += <size_t> len(part)
-        kv_store_u32(head, <uint32_t> size)
-        head[4] = <uint8_t> kind
-        head[5] = <uint8_t> VERSION
-        kv_store_u16(head + 6, 0)
         if size <= LONE_BYTES:
             # One buffer, one system call.
             for part in parts:
@@ -157,16 +196,11 @@ cdef class Stream:
                 if view.shape[0]:
                     memcpy(head + at, &view[0], view.shape[0])
                     at += <size_t> view.shape[0]
-            if not self.out:
-                n = c_send(self.fd, head, at, MSG_DONTWAIT | MSG_NOSIGNAL)
-                if n < 0:
-                    if errno != EAGAIN and errno != EINTR:
-                        return 1
-                    n = 0
-                if <size_t> n == at:
-                    return 0
-            self.keep((<char *> head)[n:at])
-            return 0
+            return self.put_frame(head, kind, size)
+        kv_store_u32(head, <uint32_t> size)
+        head[4] = <uint8_t> kind
+        head[5] = LINK_VERSION
+        kv_store_u16(head + 6, 0)
         self.keep((<char *> head)[:HEAD_BYTES])
         for part in parts:
             if len(part):
@@ -203,14 +237,6 @@ cdef class Stream:
 
 cdef class UnixEndpoint:
     """Unix stream sockets below one private folder; `listen` or `connect` make one."""
-
-    cdef object poll
-    cdef int poll_fd
-    cdef dict streams
-    cdef object listener
-    cdef int listener_fd
-    cdef list gone
-    cdef str path
 
     def __cinit__(self):
         self.poll = select.epoll()
@@ -262,8 +288,9 @@ cdef class UnixEndpoint:
         return self.poll.fileno()
 
     def pending(self) -> bool:
-        """Whether a peer broke while sending, which `receive` reports."""
-        return len(self.gone) > 0
+        """Whether `receive` has what the descriptor does not tell: a peer that broke while
+        sending, frames that a fast lane read and left."""
+        return len(self.gone) > 0 or self.peeked is not None
 
     def receive(self) -> list:
         """All frames of all peers that were ready."""
@@ -274,6 +301,12 @@ cdef class UnixEndpoint:
         if self.gone:
             got.extend([Message(peer, GONE, b"") for peer in self.gone])
             self.gone.clear()
+        if self.peeked is not None:
+            stream = self.peeked
+            self.peeked = None
+            if stream.fd >= 0 and stream.peeked and stream.split(got):
+                self.drop(stream)
+                got.append(Message(stream.peer, GONE, b""))
         n = c_epoll_wait(self.poll_fd, events, EVENTS, 0)
         for i in range(n):
             fd = events[i].data.fd
@@ -305,13 +338,32 @@ cdef class UnixEndpoint:
     def send(self, peer, int kind, *parts) -> None:
         """Queues one frame; a broken peer is reported by the next `receive`."""
         cdef Stream stream = <Stream?> peer.key
-        if stream.fd < 0:
-            return
-        if stream.put(kind, parts):
+        if stream.fd >= 0:
+            self.sent(stream, stream.put(kind, parts))
+
+    cdef const uint8_t *peek(self, Stream stream, int kind, size_t most, size_t *size) noexcept:
+        """`Stream.peek`; what it leaves is taken up by `receive`."""
+        cdef const uint8_t *p = stream.peek(kind, most, size)
+        if p == NULL and stream.peeked:
+            self.peeked = stream
+        return p
+
+    cdef void give_back(self, Stream stream, size_t size) noexcept:
+        """`Stream.give_back`."""
+        stream.give_back(size)
+        self.peeked = stream
+
+    cdef int send_frame(self, Stream stream, uint8_t *frame, int kind, size_t size) except -1:
+        """`send` of a payload of `size` bytes that stands behind HEAD_BYTES of room."""
+        return self.sent(stream, stream.put_frame(frame, kind, size))
+
+    cdef int sent(self, Stream stream, int broken) except -1:
+        if broken:
             self.drop(stream)
-            self.gone.append(peer)
+            self.gone.append(stream.peer)
         elif stream.out or stream.writing:
             self.watch(stream)
+        return 0
 
     cdef int watch(self, Stream stream) except -1:
         cdef bint want = len(stream.out) > 0

@@ -45,6 +45,7 @@ class Loop:
         self._idle: list[Callable[[], bool]] = []
         self._idle_wanted = False
         self._stopped = False
+        self._wait: Callable[[float], list[tuple[int, int]]] = self._poll.poll
         self.now = time.monotonic()
 
     def add(self, fd: int, callback: Callback) -> None:
@@ -62,6 +63,14 @@ class Loop:
         del self._callbacks[fd]
         self._sources = [(s, c) for s, c in self._sources if s.fileno() != fd]
         self._poll.unregister(fd)
+
+    def fileno(self) -> int:
+        """The epoll descriptor, for a lane."""
+        return self._poll.fileno()
+
+    def wait_with(self, wait: Callable[[float], list[tuple[int, int]]]) -> None:
+        """Waits by `wait`, which does as `select.epoll.poll`: a fast lane (procs/lanes)."""
+        self._wait = wait
 
     def at_end(self, callback: Callback) -> None:
         """Calls back at the end of every turn."""
@@ -124,7 +133,7 @@ class Loop:
     def run(self) -> None:
         """Turns until `stop`."""
         while not self._stopped:
-            ready = self._poll.poll(self._timeout(self._idle_wanted))
+            ready = self._wait(self._timeout(self._idle_wanted))
             self.now = time.monotonic()
             called = set()
             for fd, _ in ready:

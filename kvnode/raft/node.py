@@ -97,6 +97,16 @@ class Status(NamedTuple):
     members: tuple[MemberStatus, ...]
 
 
+class LoneEntry(NamedTuple):
+    """Index and term of the next proposal, and the hard state that is saved with it: the vote, and
+    whether one is due, which commits the entry before."""
+
+    index: Index
+    term: Term
+    vote: MemberID
+    commits: bool
+
+
 class Node(Raft):
     """One member. Every method but `ready` and `status` returns at once and does no work later."""
 
@@ -317,6 +327,50 @@ class Node(Raft):
         progress = self.progress.get(member)
         if progress is not None and progress.state == REPLICATE:
             progress.become_probe()
+
+    # Lone entries.
+
+    def lone_entry(self) -> LoneEntry | None:
+        """What the next proposal becomes, for a caller that writes it before it proposes it; None
+        unless this node is at rest: a sole voter that leads, all handed out, durable and committed.
+
+        It holds until the node is called again, and is taken in by `lone_appended`.
+        """
+        log = self.log
+        if (
+            self.role != Role.LEADER or self.progress or self.transferee
+            or self.term != log.last_term or not self.sole_voter
+            or log.handed_applying != log.last_index or log.in_flight or log.tail or log.changes
+            or log.snapshot is not None
+            or self.uncommitted or self.forwarding or self.messages or self.messages_after_persist
+            or self.reads.waiting or self.reads.remote or self.reads.forwarded
+            or self.reads.answered or self.reads.rounds
+            or (self.leader, self.role) != self._soft_state_handed
+            or self.term != self._term_handed or self.vote != self._vote_handed
+            or self.configuration_index != self._configuration_handed
+        ):
+            return None
+        return LoneEntry(
+            Index(log.last_index + 1), self.term, self.vote, log.committed != self._commit_handed
+        )
+
+    def lone_appended(self, count: int, commit_written: bool) -> Index:
+        """`count` entries, one after another, were proposed, made durable and handed to the state
+        machine just as `lone_entry` said; `commit_written`: the last one came with a hard state.
+
+        The node is as if each had gone through `propose`, `ready`, `on_persisted` and `ready`.
+        Returns the commit index that is durable.
+        """
+        log = self.log
+        index = Index(log.last_index + count)
+        if commit_written:
+            self._commit_handed = index - 1
+        self.durable_commit = Index(self._commit_handed)
+        self._ready_number += count
+        log.last_index = log.handed = log.persisted = log.committed = index
+        log.handed_applying = index
+        log.tail_first = index + 1
+        return self.durable_commit
 
     # Acknowledgements.
 

@@ -45,6 +45,7 @@ from kvnode._core.logrec import (
     record_bytes,
     segment_seed,
 )
+from kvnode._core.logwriter import LogWriter
 from kvnode.base.errors import ConfigError
 from kvnode.base.limits import SEGMENT_BYTES_DEFAULT
 from kvnode.wal.disk import Disk, LogFailedError, NoSpaceError, Writer
@@ -291,6 +292,30 @@ class Log:
                 _InFlight(self._ticket, segment, offset, chunk, self._table.last)
             )
         return self._ticket
+
+    def lane(self) -> tuple[Encoder, EntryTable, Any, int, int, int] | None:
+        """What a fast lane (procs/lanes) writes lone entries with while all is durable, or None:
+        (encoder, table, writer, handle, segment's number, end of the segment)."""
+        self._check()
+        if not isinstance(self._writer, LogWriter):
+            return None
+        if self._in_flight or self._encoder.pending_bytes:
+            return None
+        segment = self._segments[-1]
+        if segment.head_ticket is None or segment.head_ticket > self._done:
+            return None
+        return (
+            self._encoder, self._table, self._writer, segment.handle, segment.number,
+            self._segment_bytes,
+        )
+
+    def lone_appended(self, ticket: int, commit: int) -> None:
+        """The lane has appended up to the table's end, durable with `ticket`; the hard state that
+        it wrote last has this `commit`."""
+        self._ticket = self._done = ticket
+        self._durable_index = self._table.last
+        if commit != self._state.commit:
+            self._state = replace(self._state, commit=commit)
 
     def fileno(self) -> int:
         """Readable when completed() has news, also of a failure."""
