@@ -66,4 +66,5 @@ cdef class Sinks:
 
 # Python's own requests: their answers are collected for take_answers.
 cdef class OwnSink(Sink):
+    cdef kv_buf body
     cdef list answers

@@ -13,7 +13,7 @@ Invariants:
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-from kvnode._core.buf cimport kv_buf
+from kvnode._core.buf cimport kv_buf, kv_buf_free, kv_buf_trim
 
 
 cdef class Sink:
@@ -95,8 +95,22 @@ cdef class OwnSink(Sink):
     def __cinit__(self):
         self.answers = []
 
+    def __dealloc__(self):
+        kv_buf_free(&self.body)
+
     cdef bint alive(self, const Ref *ref) noexcept nogil:
         return True
+
+    cdef kv_buf *open_answer(self, const Ref *ref) except NULL:
+        kv_buf_trim(&self.body, 1 << 20)
+        return &self.body
+
+    cdef int close_answer(self, const Ref *ref, int code) except -1:
+        return self.answer(ref, code, 0, self.body.p, 0 if code else self.body.n)
+
+    cdef int undo_answer(self, const Ref *ref) except -1:
+        kv_buf_trim(&self.body, 1 << 20)
+        return 0
 
     cdef int answer(self, const Ref *ref, int code, int state, const uint8_t *p,
                     size_t n) except -1:
