@@ -28,7 +28,6 @@ import json
 import os
 import posixpath
 import resource
-import sys
 from email.utils import formatdate
 from urllib.parse import quote
 
@@ -122,7 +121,7 @@ class Pages:
         member = f"{self.site.member_id:x}"
         usage = resource.getrusage(resource.RUSAGE_SELF)
         values = {
-            "cmdline": [sys.executable, *sys.argv],
+            "cmdline": self.site.command,
             "file_descriptor_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             "memstats": {"Sys": usage.ru_maxrss << 10, "Alloc": _resident_bytes()},
             "raft.status": {

@@ -36,7 +36,7 @@ class Stack:
             app,  # type: ignore[arg-type]
             loop="none",
             http=HttpToolsProtocol,
-            ws=WebSocketsSansIOProtocol,
+            ws=WebSocket,
             ws_max_size=self.body_bytes_max,
             ws_per_message_deflate=False,
             lifespan="off",
@@ -58,6 +58,13 @@ class Stack:
         transport.set_protocol(connection)
         connection.connection_made(transport)
         connection.data_received(first)
+
+
+class WebSocket(WebSocketsSansIOProtocol):
+    """uvicorn's, as the door counts it."""
+
+    answering = False
+    """A WebSocket is not waited for at the end: it would never end."""
 
 
 class Lingering:
@@ -100,6 +107,11 @@ class Connection(HttpToolsProtocol):
         self.header_bytes = 0
         self.header_timer: asyncio.TimerHandle | None = None
         self.stall_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def answering(self) -> bool:
+        """Whether a request is under way."""
+        return self.cycle is not None and not self.cycle.response_complete
 
     # --- transport ------------------------------------------------------------------------------
 

@@ -80,6 +80,11 @@ class HttpDoor:
                 transport.resume_reading()
                 self.adopt(transport, first)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered."""
+        return any(connection.answering for connection in self.connections)
+
     def drain(self) -> None:
         """No further requests: idle connections close now, the others after their answer."""
         self.closing = True

@@ -39,6 +39,11 @@ class Site(Protocol):
     config: Config
 
     @property
+    def command(self) -> list[str]:
+        """How the node was started."""
+        ...
+
+    @property
     def member_id(self) -> int: ...
 
     @property

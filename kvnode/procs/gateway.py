@@ -55,6 +55,7 @@ from kvnode.env.lmdbstore import LmdbStore
 from kvnode.env.store import open_for_read
 from kvnode.procs.compacting import Compacting
 from kvnode.procs.door import ClientDoor
+from kvnode.procs.httpside import HttpSide
 from kvnode.procs.member import Member
 from kvnode.procs.nativedoor import OWN_OPEN_MAX, NativeDoor
 from kvnode.procs.process import Start, begin
@@ -134,6 +135,7 @@ class Gateway:
         self.services = Services(self)
         self.on_serving.append(self.native.serve)
         self.clients = ClientDoor(self)
+        self.http = HttpSide(self)
         hello = Hello(Role.GATEWAY, os.getpid(), self.incarnation).encode()
         self.consensus = Wire(
             loop, config.link, start.layout.consensus_socket, hello,

@@ -93,6 +93,8 @@ class Start:
     status_fd: int
     listeners: dict[str, int]
     client_listeners: dict[str, list[int]]
+    metrics_listeners: dict[str, list[int]]
+    command: list[str]
 
     @classmethod
     def from_argument(cls, text: str) -> Start:
@@ -108,6 +110,8 @@ class Start:
             status_fd=raw["status_fd"],
             listeners=raw["listeners"],
             client_listeners=raw["client_listeners"],
+            metrics_listeners=raw["metrics_listeners"],
+            command=raw["command"],
         )
 
     def ready(self) -> None:

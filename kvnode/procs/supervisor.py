@@ -230,11 +230,11 @@ def open_listeners(config: Config) -> dict[str, socket.socket]:
     return opened
 
 
-def open_client_listeners(config: Config) -> dict[str, list[socket.socket]]:
-    """Listening sockets of etcd's API by URL: one an address, so two where localhost is both
+def open_http_listeners(urls: tuple[str, ...], flag: str) -> dict[str, list[socket.socket]]:
+    """Listening sockets of `flag` by URL: one an address, so two where localhost is both
     127.0.0.1 and ::1. A port that somebody else has is an error."""
     opened: dict[str, list[socket.socket]] = {}
-    for url in config.listen_client_urls:
+    for url in urls:
         if url in opened:
             continue
         address = parse_url(url, ("http", "https"))
@@ -257,7 +257,7 @@ def open_client_listeners(config: Config) -> dict[str, list[socket.socket]]:
             opened[url] = []
         if not opened[url]:
             raise ConfigError(
-                f"can't listen on {url}: {missing}; stop what uses it, or set --listen-client-urls"
+                f"can't listen on {url}: {missing}; stop what uses it, or set --{flag}"
             )
     return opened
 
@@ -298,7 +298,10 @@ class Supervisor:
         meters.create(self.layout.words, config.gateways)
         meters.attach(self.layout.words, meters.SUPERVISOR, time.time_ns() // 1000)
         self.listeners = open_listeners(config)
-        self.client_listeners = open_client_listeners(config)
+        self.client_listeners = open_http_listeners(config.listen_client_urls, "listen-client-urls")
+        self.metrics_listeners = open_http_listeners(
+            config.listen_metrics_urls, "listen-metrics-urls"
+        )
         self.children = [Child("applier"), Child("consensus")]
         self.children += [Child("gateway", n) for n in range(config.gateways)]
         self.poll = select.epoll()
@@ -338,17 +341,22 @@ class Supervisor:
             "status_fd": write_fd,
             "listeners": {},
             "client_listeners": {},
+            "metrics_listeners": {},
+            "command": sys.argv,
         }
         pass_fds = [write_fd, self.layout.words_fd]
         if child.role == "gateway":
             argument["listeners"] = {u: sock.fileno() for u, sock in self.listeners.items()}
-            argument["client_listeners"] = {
-                url: [sock.fileno() for sock in socks]
-                for url, socks in self.client_listeners.items()
-            }
             pass_fds += argument["listeners"].values()
-            for fds in argument["client_listeners"].values():
-                pass_fds += fds
+            for name, listeners in (
+                ("client_listeners", self.client_listeners),
+                ("metrics_listeners", self.metrics_listeners),
+            ):
+                argument[name] = {
+                    url: [sock.fileno() for sock in socks] for url, socks in listeners.items()
+                }
+                for fds in argument[name].values():
+                    pass_fds += fds
         child.ready = False
         child.process = subprocess.Popen(
             [sys.executable, "-m", f"kvnode.procs.{child.role}", json.dumps(argument)],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from kvnode.api.errors import Refused
 from kvnode.api.httpwire import HttpDoor
@@ -68,6 +68,7 @@ class FakeSite:
 
     member_id = 7
     cluster_id = 11
+    command: ClassVar[list[str]] = ["kvnode", "serve"]
 
     def __init__(self, **flags: Any) -> None:
         self.config = Config(**flags)
