@@ -99,7 +99,7 @@ class Checks:
             self.check_promise(member, message)
 
     def check_promise(self, member: Member, message: Message) -> None:
-        kind, term = message.type, message.term   
+        kind, term = message.type, message.term
         if message.reject or term != member.node.term:
             return
         if kind == APPEND_RESPONSE and message.index > member.wal.durable_index:
