@@ -20,7 +20,6 @@ Payloads:
     DEFRAGGED     u64 id, u32 code, text
     FETCH         u64 first index, u64 last index: applier to consensus, for a new generation
     FETCHED       entries from the first on, as many as fit one frame
-    LEADER        u64 leader member id (0 = none), u64 term
     REFUSED       u64 code, then the batch that was not proposed
     LEASES        applier to consensus, before the results: u64 applied index, u64 leases there
                   (only in the first of a link), rows of what was done to leases (`_core/leases`)
@@ -59,7 +58,6 @@ class Frame(IntEnum):
     APPLIED = 9
     DEFRAG = 10
     DEFRAGGED = 11
-    LEADER = 12
     REFUSED = 13
     FETCH = 14
     FETCHED = 15

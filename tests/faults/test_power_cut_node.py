@@ -30,7 +30,7 @@ from kvnode.base.codes import Kind
 from kvnode.base.failpoint import FOLDER_VARIABLE, VARIABLE
 from kvnode.client import Client
 from kvnode.env.store import current_generation, folder_of, open_for_read, open_for_write
-from kvnode.state.machine import pack_entries
+from kvnode.wire.frames import encode_entries
 from tests.faults.cut_load import Checker, Reader, Writer, Wrong, preload
 from tests.faults.cutdisk import CutDisk, available
 from tests.support.node import Node
@@ -263,7 +263,7 @@ class Bench:
             if at > index:
                 return
             for entries in wal_entries(self.data / "member" / "wal", at + 1, index):
-                machine.apply(pack_entries(entries), False)
+                machine.apply(b"".join(encode_entries(entries)), False)
             if machine.state_hash != digest:
                 raise Wrong(f"another state hash at index {index}")
             self.hashes += 1
