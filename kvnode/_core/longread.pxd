@@ -35,6 +35,7 @@ cdef struct LongRead:
     int64_t count
     int64_t chunk          # keys of the message under way, at most
     uint64_t left          # bytes of it that are not sent
+    uint64_t began_ns
 
 
 cdef class LongReads:

@@ -31,6 +31,7 @@ from kvnode._core.buf cimport (
 from kvnode._core.codes cimport *
 from kvnode._core.envelope cimport STATE_EXECUTED
 from kvnode._core.etcdpb cimport RespHeader, decode_range, header_size, range_begin, range_finish
+from kvnode._core.meters cimport meter_long_range, meter_now_ns
 from kvnode._core.ranges cimport (
     RANGE_MORE, RangeReader, RangeState, range_back, range_free, range_init, range_mark,
     range_step,
@@ -108,6 +109,7 @@ cdef class LongReads:
             raise MemoryError
         r.ref = ref[0]
         r.head = head[0]
+        r.began_ns = meter_now_ns()
         decode_range(r.body.p, r.body.n, &r.req)
         return r
 
@@ -315,6 +317,7 @@ cdef class LongReads:
 
     cdef int end(self, LongRead *r, int code) except -1:
         self.sinks.of(&r.ref).end_long(&r.ref, code)
+        meter_long_range(code, meter_now_ns() - r.began_ns)
         return self.drop(r)
 
     cdef int drop(self, LongRead *r) except -1:

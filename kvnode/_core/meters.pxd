@@ -13,8 +13,6 @@ cdef enum:
     M_IS_LEADER = 3               # gauge
     M_PROPOSALS_FAILED = 4
     M_PROPOSALS_PENDING = 5       # gauge
-    M_LEASES_RENEWED = 6
-    M_LEASES_EXPIRED = 7
     M_HEARTBEAT_FAILURES = 8
     M_SLOW_READ_INDEXES = 9
     M_READ_INDEXES_FAILED = 10
@@ -72,4 +70,9 @@ cdef void meter_request(int kind, int code) noexcept nogil
 cdef void meter_forget() noexcept nogil
 # The requests since the last call took ns together.
 cdef void meter_applied(uint64_t ns) noexcept nogil
+# One range was answered; timed in all by meter_ranges: those since the last call took ns together.
+cdef void meter_range(int code) noexcept nogil
+cdef void meter_ranges(uint64_t ns) noexcept nogil
+# One that took several turns, by itself.
+cdef void meter_long_range(int code, uint64_t ns) noexcept nogil
 cdef uint64_t meter_now_ns() noexcept nogil

@@ -84,6 +84,8 @@ cdef uint64_t MAGIC = 0x313053524554454D
 cdef int bounds[H_COUNT]
 cdef uint64_t first_ns[H_COUNT]
 cdef int starts[H_COUNT]
+cdef uint64_t ranges_good
+cdef uint64_t ranges_bad
 cdef uint64_t own[METER_WORDS]
 cdef uint64_t *region = own
 cdef uint64_t done[KINDS]
@@ -184,6 +186,32 @@ cdef void meter_applied(uint64_t ns) noexcept nogil:
     meter_forget()
 
 
+cdef void meter_range(int code) noexcept nogil:
+    global ranges_good, ranges_bad
+    if code == CODE_OK:
+        ranges_good += 1
+    else:
+        ranges_bad += 1
+
+
+cdef void meter_ranges(uint64_t ns) noexcept nogil:
+    global ranges_good, ranges_bad
+    cdef uint64_t total = ranges_good + ranges_bad
+    if total == 0:
+        return
+    meter_add(M_RANGES, total)
+    if ranges_good:
+        meter_observe(H_RANGE, ns // total, ranges_good)
+    if ranges_bad:
+        meter_observe(H_RANGE_FAILED, ns // total, ranges_bad)
+    ranges_good = ranges_bad = 0
+
+
+cdef void meter_long_range(int code, uint64_t ns) noexcept nogil:
+    meter_add(M_RANGES, 1)
+    meter_observe(H_RANGE if code == CODE_OK else H_RANGE_FAILED, ns, 1)
+
+
 # --- Python ---------------------------------------------------------------------------------------
 
 SUPERVISOR, APPLIER, CONSENSUS, GATEWAY = 0, 1, 2, 3
@@ -195,8 +223,7 @@ BOUNDS = [[first_ns[h] * (1 << i) for i in range(bounds[h])] for h in range(H_CO
 SLOT = {
     "wal_bytes": M_WAL_BYTES, "leader_changes": M_LEADER_CHANGES, "has_leader": M_HAS_LEADER,
     "is_leader": M_IS_LEADER, "proposals_failed": M_PROPOSALS_FAILED,
-    "proposals_pending": M_PROPOSALS_PENDING, "leases_renewed": M_LEASES_RENEWED,
-    "leases_expired": M_LEASES_EXPIRED, "heartbeat_failures": M_HEARTBEAT_FAILURES,
+    "proposals_pending": M_PROPOSALS_PENDING, "heartbeat_failures": M_HEARTBEAT_FAILURES,
     "slow_read_indexes": M_SLOW_READ_INDEXES, "read_indexes_failed": M_READ_INDEXES_FAILED,
     "puts": M_PUTS, "deletes": M_DELETES, "txns": M_TXNS, "revision": M_REVISION,
     "compact_revision": M_COMPACT_REVISION, "slow_applies": M_SLOW_APPLIES,

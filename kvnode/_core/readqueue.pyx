@@ -11,7 +11,7 @@ Invariants:
   3. A read of a client that does not take its answers is held until it does.
 """
 
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
@@ -20,6 +20,7 @@ from kvnode._core.codes cimport *
 from kvnode._core.envelope cimport STATE_EXECUTED
 from kvnode._core.etcdpb cimport RangeReq, decode_range
 from kvnode._core.longread cimport SLICE_BYTES, SLICE_WORK, LongReads, read_code
+from kvnode._core.meters cimport meter_now_ns, meter_range, meter_ranges
 from kvnode._core.ranges cimport (
     RANGE_MORE, RangeReader, RangeState, range_counts, range_free, range_init, range_step,
     reader_serve,
@@ -185,6 +186,7 @@ cdef class ReadQueue:
         cdef const uint8_t *p
         cdef RangeReq req
         cdef int code
+        cdef uint64_t began = meter_now_ns() if s.n else 0
         for i in range(s.n):
             item = &s.items[i]
             sink = self.sinks.of(&item.ref)
@@ -203,6 +205,9 @@ cdef class ReadQueue:
             out = sink.open_answer(&item.ref)
             code = reader_serve(reader, KIND_RANGE, p, item.n, &self.head, out)
             sink.close_answer(&item.ref, code)
+            meter_range(code)
+        if s.n:
+            meter_ranges(meter_now_ns() - began)
         read_clear(s)
         return 0
 
@@ -233,6 +238,7 @@ cdef class ReadQueue:
             range_free(&st)
             code = read_code(rc)
         sink.close_answer(&item.ref, code)
+        meter_range(code)
         return 0
 
     # --- long reads -----------------------------------------------------------------------------

@@ -78,6 +78,8 @@ class Readings:
     keys: int
     pending: int
     """Proposals without an answer."""
+    leases_renewed: int = 0
+    leases_expired: int = 0
     features: Mapping[str, bool] = field(default_factory=dict)
 
 
@@ -182,6 +184,8 @@ class Exposition(Collector):
                     get(slot["has_leader"]))
         yield gauge("etcd_server_is_leader", "1: this member leads.", get(slot["is_leader"]))
         yield gauge("etcd_server_is_learner", "1: this member does not vote.", 0)
+        yield gauge("etcd_server_snapshot_apply_in_progress_total",
+                    "1: a snapshot of another member is being installed.", 0)
         yield counter("etcd_server_leader_changes_seen_total", "Changes of leader seen.",
                       get(slot["leader_changes"]))
         yield gauge("etcd_server_proposals_committed_total", "Index committed up to.",
@@ -305,15 +309,15 @@ class Exposition(Collector):
 
     def leases(self) -> Iterator[Metric]:
         """Leases."""
-        applier, consensus = self.r.applier.get, self.r.consensus.get
+        applier = self.r.applier.get
         yield counter("etcd_debugging_lease_granted_total", "Leases granted.",
                       applier(SLOT["leases_granted"]))
         yield counter("etcd_debugging_lease_revoked_total", "Leases revoked, expired included.",
                       applier(SLOT["leases_revoked"]))
         yield counter("etcd_debugging_lease_renewed_total", "Leases kept alive.",
-                      consensus(SLOT["leases_renewed"]))
+                      self.r.leases_renewed)
         yield counter("etcd_debugging_server_lease_expired_total", "Leases that expired.",
-                      consensus(SLOT["leases_expired"]))
+                      self.r.leases_expired)
 
     def grpc(self) -> Iterator[Metric]:
         """RPCs by method, all gateways together."""

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kvnode._core import meters
+from kvnode._core.sharedword import LEASES_EXPIRED, LEASES_RENEWED
 from kvnode._core.storetxn import TREE_KEYS
 from kvnode.api.httpwire import HttpDoor
 from kvnode.api.node import Facts
@@ -116,6 +117,8 @@ class HttpSide:
                 calls=calls + self._others(),
                 use=read_use(pid for pid in pids if pid),
                 keys=keys,
+                leases_renewed=gateway.words.get(LEASES_RENEWED),
+                leases_expired=gateway.words.get(LEASES_EXPIRED),
                 pending=gateway.front.own_open_count,
             )
         )
@@ -134,6 +137,7 @@ class HttpSide:
         meters.put(slot["watch_streams"], hub.stream_count)
         meters.put(slot["slow_watchers"], hub.slow)
         meters.put(slot["pending_events"], hub.pending)
+        meters.put(slot["events"], hub.events_sent)
 
     # --- several gateways -----------------------------------------------------------------------
 
