@@ -52,6 +52,9 @@ cdef class Front:
         vector[Ref] own_refs
         kv_buf own_body
         kv_arena arena
+        kv_buf grant           # a LeaseGrantRequest with what was added to it
+        uint64_t lease_seed
+        int64_t lease_ttl_min
         uint64_t member
         uint64_t incarnation
         uint64_t own_session
@@ -73,6 +76,8 @@ cdef class Front:
     cdef int add_own(self, const Ref *ref, int kind, const uint8_t *p, size_t n) except -1
     # Bytes of requests that are not answered: proposed, gathered, reads.
     cdef uint64_t held_bytes(self) noexcept nogil
+    cdef int complete_grant(self, const uint8_t **p, size_t *n) except -1
+    cdef int64_t new_lease(self) noexcept nogil
     cdef Slot *new_slot(self) except NULL
     cdef int open_batch(self) except -1
     cdef int add_client_group(self, const Ref *ref, int kind, const Origin *origin,

@@ -12,17 +12,18 @@ Invariants:
      no slot and is dropped.
   2. Every request that entered a proposal gets exactly one answer, or its client is gone.
   3. Requests without a session share the gateway's own: one group, one sequence, a proposal.
-  4. A proposal is sealed once it is above PROPOSAL_BYTES_SOFT; what follows goes into the next.
+  4. A grant of a lease is completed before it is proposed (`leasepb`): the log names its id.
+  5. A proposal is sealed once it is above PROPOSAL_BYTES_SOFT; what follows goes into the next.
 
 Layouts of groups and results: envelope.pyx.
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from kvnode._core.buf cimport (
-    kv_arena_free, kv_arena_init, kv_arena_reset, kv_buf_free, kv_buf_grow, kv_buf_trim,
+    kv_arena_free, kv_arena_init, kv_arena_reset, kv_buf_clear, kv_buf_free, kv_buf_grow, kv_buf_trim,
     kv_put_bytes, kv_rd, kv_rd_init, kv_store_u16, kv_store_u32,
 )
 from kvnode._core.codes cimport *
@@ -35,6 +36,7 @@ from kvnode._core.etcdpb cimport (
     CompactReq, RangeReq, check_range, check_request, decode_compact, decode_range,
 )
 from kvnode._core.freed cimport FreedSink
+from kvnode._core.leasepb cimport lease_grant_complete
 from kvnode._core.readqueue cimport READ_SERIALIZABLE, ReadQueue
 from kvnode._core.sink cimport OwnSink, Ref, Sink, Sinks
 
@@ -77,6 +79,7 @@ cdef class Front:
             free(self.slots)
         kv_buf_free(&self.batch)
         kv_buf_free(&self.own_body)
+        kv_buf_free(&self.grant)
         kv_arena_free(&self.arena)
 
     # --- requests -------------------------------------------------------------------------------
@@ -100,7 +103,8 @@ cdef class Front:
             self.reads += 1
             self.queue.add_read(ref, READ_SERIALIZABLE if rr.serializable else 0, p, n)
             return CODE_OK
-        if not batch and not KIND_PUT <= kind <= KIND_COMPACT:
+        if not (batch or KIND_PUT <= kind <= KIND_COMPACT or kind == KIND_LEASE_GRANT
+                or kind == KIND_LEASE_REVOKE):
             return CODE_UNKNOWN_KIND
         kv_arena_reset(&self.arena)
         # As etcd: what is wrong with a request is said before that it is too large.
@@ -109,6 +113,8 @@ cdef class Front:
             raise MemoryError
         if code or large:
             return code if code else CODE_REQUEST_TOO_LARGE
+        if kind == KIND_LEASE_GRANT and self.lease_ttl_min:
+            self.complete_grant(&p, &n)
         if kind == KIND_COMPACT:
             decode_compact(p, n, &compact)
             if compact.physical:
@@ -119,6 +125,33 @@ cdef class Front:
         else:
             self.add_own(ref, kind, p, n)
         return CODE_OK
+
+    def complete_grants(self, uint64_t seed, int64_t ttl_min) -> None:
+        """Grants without an id get one, and each at least `ttl_min` seconds; `seed` is random."""
+        self.lease_seed = seed
+        self.lease_ttl_min = ttl_min
+
+    cdef int complete_grant(self, const uint8_t **p, size_t *n) except -1:
+        kv_buf_clear(&self.grant)
+        kv_put_bytes(&self.grant, p[0], n[0])
+        lease_grant_complete(p[0], n[0], self.new_lease(), self.lease_ttl_min, &self.grant)
+        if self.grant.err:
+            raise MemoryError
+        p[0] = self.grant.p
+        n[0] = self.grant.n
+        return 0
+
+    cdef int64_t new_lease(self) noexcept nogil:
+        """A positive number that nobody can have chosen before (splitmix64)."""
+        cdef uint64_t z
+        while True:
+            self.lease_seed += 0x9E3779B97F4A7C15u
+            z = self.lease_seed
+            z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u
+            z = (z ^ (z >> 27)) * 0x94D049BB133111EBu
+            z = (z ^ (z >> 31)) >> 1
+            if z:
+                return <int64_t> z
 
     cdef uint64_t held_bytes(self) noexcept nogil:
         return (self.open_bytes + self.own_body.n + self.own_refs.size() * sizeof(Ref)

@@ -15,6 +15,4 @@ class KvMethods:
         wake: Callable[[], object],
         *,
         held_bytes_max: int,
-        seed: int,
-        lease_ttl_min: int,
     ) -> None: ...

@@ -16,7 +16,7 @@ Invariants:
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from kvnode._core.buf cimport kv_buf, kv_buf_clear, kv_buf_free, kv_put_bytes
+from kvnode._core.buf cimport kv_buf, kv_put_bytes
 from kvnode._core.calls cimport Call, Calls, Methods
 from kvnode._core.codes cimport *
 from kvnode._core.etcdpb cimport (
@@ -26,7 +26,6 @@ from kvnode._core.front cimport Front
 from kvnode._core.grpcstatus cimport (
     GRPC_INTERNAL, GRPC_OK, GRPC_RESOURCE_EXHAUSTED, GRPC_UNIMPLEMENTED, Status, status_of,
 )
-from kvnode._core.leasepb cimport check_lease_request, lease_grant_complete
 from kvnode._core.readqueue cimport READ_SERIALIZABLE, READ_STREAM
 from kvnode._core.sink cimport Ref, Sink
 
@@ -143,31 +142,22 @@ cdef class GrpcSink(Sink):
 
 
 cdef class KvMethods(Methods):
-    """Calls to requests of `front`. `wake()` asks for a turn; `seed` is random."""
+    """Calls to requests of `front`. `wake()` asks for a turn."""
 
     cdef:
         GrpcSink sink
         Calls calls
         Front front
         object wake
-        uint64_t seed
         uint64_t held_bytes_max
-        int64_t lease_ttl_min
-        kv_buf scratch
         readonly uint64_t refused
 
-    def __cinit__(self, GrpcSink sink not None, Front front not None, wake, *, held_bytes_max,
-                  seed, lease_ttl_min):
+    def __cinit__(self, GrpcSink sink not None, Front front not None, wake, *, held_bytes_max):
         self.sink = sink
         self.calls = sink.calls
         self.front = front
         self.wake = wake
         self.held_bytes_max = held_bytes_max
-        self.seed = seed
-        self.lease_ttl_min = lease_ttl_min
-
-    def __dealloc__(self):
-        kv_buf_free(&self.scratch)
 
     cdef int on_message(self, Call call, int method, const uint8_t *p, size_t n) except -1:
         cdef Ref ref
@@ -185,8 +175,6 @@ cdef class KvMethods(Methods):
             code = CODE_TOO_MANY_REQUESTS
         elif method == RANGE_STREAM:
             return self.on_stream(&ref, p, n)
-        elif method == KIND_LEASE_GRANT or method == KIND_LEASE_REVOKE:
-            code = self.on_lease(&ref, method, p, n)
         else:
             code = self.front.take(&ref, method, NULL, p, n)
         if code != CODE_OK:
@@ -215,37 +203,6 @@ cdef class KvMethods(Methods):
         self.front.queue.add_read(
             ref, READ_STREAM | (READ_SERIALIZABLE if rr.serializable else 0), p, n)
         return 0
-
-    cdef int on_lease(self, const Ref *ref, int kind, const uint8_t *p, size_t n) except -1:
-        cdef int code = check_lease_request(kind, p, n)
-        if code != CODE_OK:
-            return code
-        if n > self.front.max_request:
-            return CODE_REQUEST_TOO_LARGE
-        if kind == KIND_LEASE_GRANT:
-            kv_buf_clear(&self.scratch)
-            kv_put_bytes(&self.scratch, p, n)
-            code = lease_grant_complete(p, n, self.new_id(), self.lease_ttl_min, &self.scratch)
-            if self.scratch.err:
-                raise MemoryError
-            if code != CODE_OK:
-                return code
-            p = self.scratch.p
-            n = self.scratch.n
-        self.front.add_own(ref, kind, p, n)
-        return CODE_OK
-
-    cdef int64_t new_id(self) noexcept nogil:
-        """A positive number that nobody can have chosen before (splitmix64)."""
-        cdef uint64_t z
-        while True:
-            self.seed += 0x9E3779B97F4A7C15u
-            z = self.seed
-            z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u
-            z = (z ^ (z >> 27)) * 0x94D049BB133111EBu
-            z = (z ^ (z >> 31)) >> 1
-            if z:
-                return <int64_t> z
 
     cdef int on_gone(self, Call call, int method) except -1:
         if self.front.queue.longs.reads.size() or self.front.queue.held.n:

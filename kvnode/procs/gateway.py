@@ -56,6 +56,7 @@ from kvnode.env.store import open_for_read
 from kvnode.procs.compacting import Compacting
 from kvnode.procs.door import ClientDoor
 from kvnode.procs.httpside import HttpSide
+from kvnode.procs.keepalives import LEASE_ANSWERS
 from kvnode.procs.member import Member
 from kvnode.procs.nativedoor import OWN_OPEN_MAX, NativeDoor
 from kvnode.procs.process import Start, begin
@@ -346,6 +347,7 @@ class Gateway:
             self.open_session()
             return
         self.propose_again()
+        self.services.keep_alives.ask_again()
         if self.reads.reads_waiting and self.read_need is None:
             self._ask_barrier()
 
@@ -395,6 +397,8 @@ class Gateway:
                 self.read_need = index
         elif message.kind == Frame.REFUSED:
             self.on_refused(message.payload)
+        elif message.kind in LEASE_ANSWERS:
+            self.services.keep_alives.on_answer(message.payload)
 
     def on_applier_up(self) -> None:
         """A (new) applier: its map is opened. It may not know this gateway yet."""

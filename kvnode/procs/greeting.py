@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gateway")
 
+LEASE_QUESTIONS = frozenset({Kind.LEASE_KEEP_ALIVE, Kind.LEASE_TIME_TO_LIVE, Kind.LEASE_LEASES})
 PROTOCOL_VERSION = 1
 CREDIT_BYTES = 64 << 20
 HEARTBEAT_MS = 10_000
@@ -109,6 +110,8 @@ class Greeter:
             answer(Code.OK, status_of(gateway.member, __version__).SerializeToString())
         elif kind == Kind.DEFRAG:
             gateway.member.defragment(defragmented)
+        elif kind in LEASE_QUESTIONS:
+            gateway.services.keep_alives.calls.ask(kind, body, answer)
         elif kind in (Kind.ALARM, Kind.SESSION_CLOSE):
             gateway.front.propose_for(conns, conn, generation, rid, size, kind, body)
         else:

@@ -17,6 +17,7 @@ from kvnode.api.attach import attach
 from kvnode.base.config import Config
 from kvnode.base.limits import GRPC_OVERHEAD_BYTES, MIB
 from kvnode.env.clock import random_u64
+from kvnode.procs.keepalives import KeepAlives
 from kvnode.procs.watching import Watching
 
 if TYPE_CHECKING:
@@ -51,12 +52,12 @@ class Services:
             gateway.front,
             gateway.soon,
             held_bytes_max=HELD_BYTES_MAX,
-            seed=random_u64(),
-            lease_ttl_min=lease_ttl_min(config),
         )
+        gateway.front.complete_grants(random_u64(), lease_ttl_min(config))
         for path, number, streams in METHODS:
             self.http2.route(path, self.kv, number, False, streams)
         self.health = attach(self.http2, gateway.member)
         gateway.on_drain += [self.health.drain, self.http2.drain]
         gateway.busy.append(lambda: not self.http2.idle)
+        self.keep_alives = KeepAlives(gateway, self.http2)
         self.watching = Watching(gateway, self.http2)
