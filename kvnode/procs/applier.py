@@ -98,6 +98,7 @@ class Applier:
         self.reading_lowest = 0
         self.reading_since = 0.0
         self.untold_bytes = 0
+        self.free_records = min(FREE_RECORDS, start.config.compaction_batch_limit)
         self.defragmenter = Defragmenter(self)
         self.checkpoint_watch = -1
         self.checkpoint_fd()
@@ -391,7 +392,7 @@ class Applier:
             self.loop.after(0.002, self.loop.want_idle)
             return False
         before = self.opened.store.dirtied_bytes
-        more = self.write(lambda machine: machine.free_some(FREE_RECORDS, lowest or None))
+        more = self.write(lambda machine: machine.free_some(self.free_records, lowest or None))
         if self.opened.store.dirtied_bytes != before:
             checkpointer.committed()
             if not more:

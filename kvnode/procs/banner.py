@@ -50,6 +50,17 @@ def is_local(url: str) -> bool:
     return urlsplit(url).hostname in LOCAL_HOSTS
 
 
+def security(config: Config, listeners: list[str]) -> str:
+    """Who can do what, said loudly where it is not only this machine."""
+    open_urls = [*listeners, *config.listen_client_urls]
+    plain = [url for url in open_urls if not url.startswith("https://")]
+    if all(map(is_local, open_urls)):
+        return "no authentication: reachable from this machine only"
+    if all(map(is_local, plain)):
+        return "TLS, but NO AUTHENTICATION, and reachable from other machines"
+    return "NO TLS, NO AUTHENTICATION, and reachable from other machines"
+
+
 def announce(
     config: Config, member: int, cluster: int, data: str, listeners: list[str], took_seconds: float
 ) -> None:
@@ -65,8 +76,9 @@ def announce(
                     "member-id": f"{member:x}",
                     "cluster-id": f"{cluster:x}",
                     "data-dir": data,
+                    "listen-client-urls": list(config.listen_client_urls),
                     "listen-zmq-urls": listeners,
-                    "security": "none: no TLS, no authentication",
+                    "security": security(config, listeners),
                     "took-seconds": round(took_seconds, 3),
                 }
             },
@@ -76,10 +88,9 @@ def announce(
         f"kvnode {__version__}",
         f"  member     {config.name} {member:x}, cluster {cluster:x}",
         f"  data       {data}",
+        f"  etcd API   {' '.join(config.listen_client_urls)}",
         f"  zmq        {' '.join(listeners) or 'not served'}",
-        "  security   no TLS, no authentication: reachable from this machine only"
-        if all(map(is_local, listeners))
-        else "  security   NO TLS, NO AUTHENTICATION, and reachable from other machines",
+        f"  security   {security(config, listeners)}",
     ]
     if listeners:
         endpoint = reachable(listeners[0])

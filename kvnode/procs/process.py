@@ -149,12 +149,28 @@ class TextFormatter(logging.Formatter):
         return text
 
 
-def set_up_log(level: str, json_lines: bool) -> None:
-    """Logs to standard error, JSON lines or for a person."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if json_lines else TextFormatter())
+def log_handler(output: str) -> logging.Handler:
+    """What one of --log-outputs stands for; OSError when a file can't be opened.
+
+    A file is appended to by all processes of a node, a line a write; under systemd, standard
+    error is the journal.
+    """
+    if output == "stdout":
+        return logging.StreamHandler(sys.stdout)
+    if output in ("default", "stderr", "systemd/journal"):
+        return logging.StreamHandler(sys.stderr)
+    return logging.FileHandler(output, encoding="utf-8")
+
+
+def set_up_log(config: Config) -> None:
+    """Logs where --log-outputs says, JSON lines or for a person."""
+    formatter = JsonFormatter() if config.log_json else TextFormatter()
+    handlers = [log_handler(output) for output in config.log_outputs]
+    for handler in handlers:
+        handler.setFormatter(formatter)
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = handlers
+    level = config.log_level
     root.setLevel(level.replace("warn", "warning").upper() if level != "warning" else "WARNING")
 
 
@@ -177,7 +193,7 @@ def begin(role: str) -> Start:
     name = start.config.name
     number = f"-{start.number}" if role == "gateway" else ""
     setproctitle.setproctitle(f"kvnode: {role}{number} [{name}] {start.layout.data}")
-    set_up_log(start.config.log_level, start.config.log_json)
+    set_up_log(start.config)
     region = {"applier": meters.APPLIER, "consensus": meters.CONSENSUS}.get(role)
     if region is None:
         region = meters.GATEWAY + start.number

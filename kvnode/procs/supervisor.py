@@ -508,7 +508,11 @@ def run(config: Config) -> int:
             "kvnode: assertions are part of its safety: do not run python with -O", file=sys.stderr
         )
         return 2
-    set_up_log(config.log_level, config.log_json)
+    try:
+        set_up_log(config)
+    except OSError as error:
+        print(f"kvnode: --log-outputs {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     failpoint.arm("supervisor")
     try:
         node = Supervisor(config)

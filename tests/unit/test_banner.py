@@ -68,6 +68,7 @@ def test_endpoint_to_paste(listen: str, endpoint: str) -> None:
         (["tcp://127.0.0.1:2382", "tcp://[::1]:2382"], "from this machine only"),
         (["tcp://127.0.0.1:2382", "tcp://0.0.0.0:2383"], "NO TLS, NO AUTHENTICATION"),
         (["tcp://127.0.0.1.example:2382"], "NO TLS, NO AUTHENTICATION"),
+        (["tcp://127.0.0.1:2382"], "etcd API   http://localhost:2379"),
     ],
 )
 def test_what_is_open_is_said_loudly(
@@ -76,4 +77,18 @@ def test_what_is_open_is_said_loudly(
     config = Config(name="m1", log_format="text")
     banner.announce(config, 0xA, 0xB, "/tmp/data", listeners, 0.1)
     shown = capsys.readouterr().out
+    assert "\nready to serve client requests\nready\n" in shown
     assert said in shown and "m1 a, cluster b" in shown and shown.endswith("\nready\n")
+
+
+@pytest.mark.parametrize(
+    ("client", "zmq", "said"),
+    [
+        ("http://127.0.0.1:1", "tcp://127.0.0.1:2", "no authentication: reachable from this"),
+        ("http://10.0.0.1:1", "tcp://127.0.0.1:2", "NO TLS, NO AUTHENTICATION"),
+        ("https://10.0.0.1:1", "tcp://127.0.0.1:2", "TLS, but NO AUTHENTICATION"),
+        ("https://10.0.0.1:1", "tcp://10.0.0.1:2", "NO TLS, NO AUTHENTICATION"),
+    ],
+)
+def test_security_counts_every_listener(client: str, zmq: str, said: str) -> None:
+    assert banner.security(Config(listen_client_urls=(client,)), [zmq]).startswith(said)
