@@ -36,7 +36,7 @@ bench: setup
 bench-core: setup
 	@$(PY) -m pytest bench/core_codec.py --benchmark-only --benchmark-columns=min,median,rounds \
 	  --benchmark-max-time=0.3 $(ARGS)
-	@for name in log index store apply; do $(PY) -m bench.core_$$name || exit 1; done
+	@for name in log index store apply watch; do $(PY) -m bench.core_$$name || exit 1; done
 
 sim: setup
 	@$(PY) -m tests.sim --seed $(or $(SEED),0) $(ARGS)
