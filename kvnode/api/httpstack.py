@@ -24,6 +24,9 @@ from kvnode.base.limits import (
 )
 
 
+TOO_LARGE = b"431 Request Header Fields Too Large"
+
+
 class Stack:
     """uvicorn's settings and state, shared by all connections of one application."""
 
@@ -105,6 +108,7 @@ class Connection(HttpToolsProtocol):
         self.in_headers = True
         self.message_open = False
         self.header_bytes = 0
+        self.refusal = b"400 Bad Request"
         self.header_timer: asyncio.TimerHandle | None = None
         self.stall_timer: asyncio.TimerHandle | None = None
 
@@ -143,10 +147,10 @@ class Connection(HttpToolsProtocol):
                 self.handle_websocket_upgrade()
                 return
         except httptools.HttpParserError:
-            self._end(b"400 Bad Request")
+            self._end(self.refusal)
             return
         if self.in_headers and self.header_bytes > HTTP_HEADER_BYTES_MAX:
-            self._end(b"431 Request Header Fields Too Large")
+            self._end(TOO_LARGE)
 
     def handle_websocket_upgrade(self) -> None:
         # The other protocol knows nothing of lingering.
@@ -190,14 +194,15 @@ class Connection(HttpToolsProtocol):
         length = -1
         hosts = 0
         for name, value in self.headers:
-            size += len(name) + len(value)
+            size += len(name) + len(value) + 4
             if name == b"content-length":
                 # The parser has checked that it is a number.
                 length = int(value[:20])
             elif name == b"host":
                 hosts += 1
         if size > HTTP_HEADER_BYTES_MAX:
-            return _refuses(431, "431 Request Header Fields Too Large")
+            self.refusal = TOO_LARGE
+            raise ValueError("the headers are too large")
         if hosts != 1 and self.parser.get_http_version() != "1.0":
             return _refuses(400, "400 Bad Request: missing required Host header")
         if length > self.stack.body_bytes_max:

@@ -190,7 +190,8 @@ class Gateway:
         """An error before anything was answered."""
         more: Headers = []
         if refused.status == Grpc.UNAUTHENTICATED:
-            more = [(b"www-authenticate", refused.text.encode("latin-1", "replace"))]
+            text = re.sub(r"[\x00-\x1f\x7f]", " ", refused.text)
+            more = [(b"www-authenticate", text.encode("latin-1", "replace"))]
         status = HTTP_STATUS[refused.status]
         await whole_answer(send, status, refusal_json(refused).encode(), JSON, more)
 
