@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvnode.base import limits, ports
+from kvnode.base.ciphers import check_suites
 from kvnode.base.errors import ConfigError
 
 Parser = Callable[[object], Any]
@@ -248,7 +249,7 @@ class Config:
     key_file: str = _option("", parse_text, "Its private key, in PEM.", SECURITY)
     cipher_suites: tuple[str, ...] = _option(
         (), parse_list, "TLS 1.2 suites that are offered, by IANA name (default: OpenSSL's).",
-        SECURITY)
+        SECURITY, check=check_suites)
     tls_min_version: str = _option(
         "TLS1.2", parse_text, "Oldest TLS version: TLS1.2 or TLS1.3.", SECURITY,
         check=_one_of("TLS1.2", "TLS1.3"))

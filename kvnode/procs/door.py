@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from kvnode._core.h2 import Http2
+from kvnode.base.ciphers import openssl_list
 from kvnode.base.config import Config
 from kvnode.base.errors import ConfigError
 from kvnode.base.limits import MIB
@@ -121,6 +122,8 @@ def tls_context(config: Config) -> ssl.SSLContext:
     context.minimum_version = versions[config.tls_min_version]
     if config.tls_max_version:
         context.maximum_version = versions[config.tls_max_version]
+    if suites := openssl_list(config.cipher_suites):
+        context.set_ciphers(suites)
     context.set_alpn_protocols(["h2", "http/1.1"])
     try:
         context.load_cert_chain(config.cert_file, config.key_file)
