@@ -9,7 +9,7 @@
 | SHARED | each message goes to every call of this method, encoded once |
 """
 
-from libc.stdint cimport int64_t, uint64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from kvnode._core.buf cimport kv_put_bytes

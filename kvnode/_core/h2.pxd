@@ -94,5 +94,4 @@ cdef class Http2(PyStreams):
     cdef void last_goaway(self, Conn *c) noexcept
     cdef int note(self, Stream *s, bytes form, const uint8_t *value, size_t m) except -1
     cdef void nuisance(self, Conn *c) noexcept
-    cdef uint64_t ping_interval_idle(self) noexcept nogil
     cdef int sweep(self, uint64_t now) except -1

@@ -57,7 +57,7 @@ cdef enum:
     STRIKES_MAX = 2
     LINGER_US = 1000000
     SWEEP_US = 500000
-    IDLE_PING_US_ = 7200
+    IDLE_PING_US = 7200000000
 
     OK = 0
     CODE_INVALID_ARGUMENT_ = 3
@@ -84,7 +84,7 @@ cdef const char **CODE_TEXT = [
     b"15", b"16"]
 
 
-# --- nghttp2's callbacks ----------------------------------------------------------------------------
+# --- nghttp2's callbacks --------------------------------------------------------------------------
 
 
 cdef int cb_begin_headers(nghttp2_session *session, const nghttp2_frame *frame,
@@ -658,7 +658,10 @@ cdef class Http2(PyStreams):
         """grpc-go's rule: strikes for pings that come too often, forgiven when something was
         sent since."""
         cdef uint64_t now = self.now()
-        cdef uint64_t least = self.ping_min_us if c.streams else self.ping_interval_idle()
+        cdef uint64_t least = self.ping_min_us
+        if least and c.streams == 0:
+            # Nothing to keep alive: grpc-go's two hours.
+            least = IDLE_PING_US
         if c.strikes_reset:
             c.strikes_reset = False
             c.strikes = 0
@@ -667,10 +670,6 @@ cdef class Http2(PyStreams):
         c.pinged_us = now
         if c.strikes > STRIKES_MAX:
             self.calm(c, NGHTTP2_ENHANCE_YOUR_CALM, b"too_many_pings")
-
-    cdef uint64_t ping_interval_idle(self) noexcept nogil:
-        """Without a stream there is nothing to keep alive: grpc-go's two hours."""
-        return <uint64_t> IDLE_PING_US_ * 1000000
 
     cdef void on_reset(self, Conn *c) noexcept:
         """A client reset a call: a bucket of RESETS_BURST, filled by RESETS_PER_SECOND."""
@@ -797,14 +796,14 @@ cdef class Http2(PyStreams):
         cdef size_t i
         cdef Stream *s
         cdef Conn *c
-        cdef int turn
+        cdef int _turn
         if self.busy:
             return True
         self.busy = True
         self.asked = False
         self.turns += 1
         try:
-            for turn in range(4):
+            for _turn in range(4):
                 todo.clear()
                 todo.swap(self.touched)
                 for i in range(todo.size()):
@@ -865,13 +864,12 @@ cdef class Http2(PyStreams):
                     c.close_us = 0
                     self.last_goaway(c)
             elif c.ping_us:
-                if now - c.ping_us >= self.ping_timeout_us:
+                if self.ping_timeout_us and now - c.ping_us >= self.ping_timeout_us:
                     self.end_conn(c)
-            elif now - c.read_us >= self.ping_interval_us:
+            elif self.ping_interval_us and now - c.read_us >= self.ping_interval_us:
                 c.ping_us = now
                 nghttp2_submit_ping(c.session, NGHTTP2_FLAG_NONE, NULL)
                 self.mark(c)
         if self.dirty.size():
             self.work()
         return 0
-

@@ -57,7 +57,7 @@ cdef class PyCall:
             p += 8 + n + m
             if name.endswith("-bin"):
                 try:
-                    self.pairs[name] = b64decode(value + b"=" * (-len(value) % 4))
+                    self.pairs[name] = b64decode(value + b"=" * ((4 - len(value) % 4) % 4))
                 except binascii.Error:
                     self.pairs[name] = value
             elif name in self.pairs:

@@ -23,7 +23,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy, memmove, memset
 
 from kvnode._core.buf cimport (
-    kv_buf, kv_buf_clear, kv_buf_free, kv_buf_grow, kv_buf_init, kv_buf_trim, kv_load_be32,
+    kv_buf, kv_buf_clear, kv_buf_free, kv_buf_grow, kv_buf_trim, kv_load_be32,
     kv_put_bytes, kv_put_u8, kv_store_be32,
 )
 from kvnode._core.calls cimport (
@@ -102,11 +102,14 @@ cdef class Streams(Calls):
         self.wheel_at = kv_clock_us() // WHEEL_US
 
     def __dealloc__(self):
-        cdef size_t i
+        cdef size_t i, k
         cdef Stream *s
         for i in range(self.streams.size()):
             s = self.streams[i]
-            self.drop_out(s)
+            # Nothing virtual: what is above is gone by now.
+            for k in range(s.items_at, s.items_n):
+                if s.items[k].m != NULL:
+                    shared_drop(s.items[k].m)
             free(s.items)
             kv_buf_free(&s.out)
             kv_buf_free(&s.inb)
@@ -123,8 +126,10 @@ cdef class Streams(Calls):
 
     def set_clock(self, uint64_t us) -> None:
         """Tests: time stands at `us` from here on (0: the machine's clock)."""
+        if not us or not self.fixed_us:
+            self.fixed_us = us
+            self.wheel_at = self.now() // WHEEL_US
         self.fixed_us = us
-        self.wheel_at = self.now() // WHEEL_US
 
     # --- methods --------------------------------------------------------------------------------
 
@@ -707,7 +712,7 @@ cdef class Streams(Calls):
 
     cdef void set_deadline(self, Stream *s, uint64_t at_us) noexcept nogil:
         cdef Stream **slot
-        cdef uint64_t tick = at_us // WHEEL_US
+        cdef uint64_t tick = (at_us + WHEEL_US - 1) // WHEEL_US
         if tick <= self.wheel_at:
             tick = self.wheel_at + 1
         slot = &self.wheel[tick % WHEEL_SLOTS]
