@@ -215,7 +215,7 @@ cdef class LongReads:
                 self.end(r, CODE_OK)
                 return True
             self.next_chunk(r)
-        if r.part == PART_SEND and sink.room(&r.ref) <= 0:
+        if r.out.n == 0 and sink.room(&r.ref) <= 0:
             kv_buf_trim(&r.out, 0)
         return False
 
