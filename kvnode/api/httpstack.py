@@ -23,7 +23,6 @@ from kvnode.base.limits import (
     HTTP_STALL_SECONDS,
 )
 
-
 TOO_LARGE = b"431 Request Header Fields Too Large"
 
 
