@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 BUILT = HERE.parents[1] / "build" / "clients"
 FETCH_SECONDS_MAX = 600
 BUILD_SECONDS_MAX = 900
+_ADDRESS = '[std::env::var("TEST_ENDPOINT").unwrap()]'
 ENV: Mapping[str, str] = os.environ | {"GOTOOLCHAIN": "local", "GOFLAGS": "-buildvcs=false"}
 
 
@@ -204,3 +206,42 @@ def rust() -> Path:
     return made("rust", source, version, make, ("Cargo.toml", "Cargo.lock", "src")) / (
         "debug/clients"
     )
+
+
+def rust_own_tests() -> Path:
+    """The folder with the test programs of the etcd-client crate itself, its address a variable."""
+    cargo, version = _cargo()
+    source = HERE / "rust"
+    rust()  # fetched, and most of it built
+
+    def make(folder: Path) -> None:
+        described = json.loads(build(
+            [cargo, "metadata", "--locked", "--offline", "--format-version", "1"], source
+        ))
+        crate = next(
+            Path(entry["manifest_path"]).parent
+            for entry in described["packages"] if entry["name"] == "etcd-client"
+        )
+        copy = folder / "crate"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(crate, copy)
+        for path in (copy / "tests").glob("*.rs"):
+            text = path.read_text().replace("[DEFAULT_TEST_ENDPOINT]", _ADDRESS)
+            path.write_text(text.replace('["localhost:2379"]', _ADDRESS))
+        shutil.copy(source / "Cargo.lock", copy / "Cargo.lock")
+        fetch(
+            [cargo, "test", "--no-run", "-q", "--tests", "--config", "profile.test.debug=0",
+             "--target-dir", str(BUILT / "rust")],
+            copy,
+        )
+        found = build(
+            [cargo, "test", "--no-run", "--tests", "--config", "profile.test.debug=0",
+             "--message-format", "json", "--target-dir", str(BUILT / "rust")],
+            copy,
+        )
+        for line in found.splitlines():
+            entry = json.loads(line)
+            if entry.get("executable") and entry["target"]["kind"] == ["test"]:
+                shutil.copy(entry["executable"], folder / entry["target"]["name"])
+
+    return made("rust-own", source, version, make, ("Cargo.lock",))
