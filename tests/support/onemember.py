@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import struct
+
 from kvnode._core.freed import FreedSink
 from kvnode._core.front import Front
 from kvnode._core.grpckv import METHODS, GrpcSink, KvMethods
@@ -18,7 +20,6 @@ from kvnode._core.sink import OwnSink, Sinks
 from kvnode._core.store import Store
 from kvnode.base.codes import Code, Kind
 from kvnode.proto import kvnodepb_pb2 as kvnodepb
-from kvnode.state.machine import pack_entries
 
 MEMBER, CLUSTER, TERM, SESSION, INCARNATION = 11, 12, 3, 77, 78
 
@@ -98,7 +99,8 @@ class OneMember:
         for _, batch in self.front.take_proposals():
             self.proposals += 1
             self.index += 1
-            for _, answers in self.machine.apply(pack_entries([(self.index, TERM, 0, batch)])):
+            entry = struct.pack("<QQII", self.index, TERM, 0, len(batch)) + batch
+            for _, answers in self.machine.apply(entry):
                 self.front.on_results(answers)
         self.front.take_finished()
 
