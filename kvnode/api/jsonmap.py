@@ -167,6 +167,7 @@ def _no_constant(text: str) -> Any:
 _json = json.JSONDecoder(
     object_pairs_hook=_Object, parse_int=_Number, parse_float=_Number, parse_constant=_no_constant
 )
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _BLANK = re.compile(r"[ \t\r\n]*")
 _INTEGER = re.compile(r"(-?)(0|[1-9]\d*)(?:\.(\d+))?(?:[eE]([+-]?\d+))?")
 _RANGES = {
@@ -201,6 +202,14 @@ def _quoted(character: str) -> str:
     return {"'": r"'\''", '"': "'\"'"}.get(character, f"'{character}'")
 
 
+def _in_array(text: str) -> bool:
+    """Whether what `text` leaves open is an array."""
+    open_ = ""
+    for bracket in re.findall(r"[][{}]", _STRING.sub("", text)):
+        open_ = open_ + bracket if bracket in "[{" else open_[:-1]
+    return open_.endswith("[")
+
+
 def _syntax(text: str, error: json.JSONDecodeError) -> str:
     """Go's words for Python's error, where they have the same."""
     at = error.pos
@@ -215,7 +224,8 @@ def _syntax(text: str, error: json.JSONDecodeError) -> str:
         wanted = "object key string" if text[at : at + 1] == "}" else "value"
         return f"invalid character {_quoted(text[at : at + 1])} looking for beginning of {wanted}"
     if error.msg.startswith("Expecting ',' delimiter"):
-        return f"invalid character {found} after object key:value pair or array element"
+        where = "array element" if _in_array(text[:at]) else "object key:value pair"
+        return f"invalid character {found} after {where}"
     if error.msg.startswith("Expecting ':' delimiter"):
         return f"invalid character {found} after object key"
     if error.msg.startswith("Expecting value"):

@@ -197,6 +197,8 @@ def test_what_is_taken(body: str, text: str) -> None:
         ('{key:"a"}', "invalid character 'k' looking for beginning of object key string"),
         ("{'key':'a'}", r"invalid character '\'' looking for beginning of object key string"),
         ('{"key":"Zm9v",}', "invalid character '}' looking for beginning of object key string"),
+        ('{"a":["]",1 2]}', "invalid character '2' after array element"),
+        ('{"a":[1] 2}', "invalid character '2' after object key:value pair"),
         ('{"key":"Zm9v"', "unexpected EOF"),
         ('{"key":"Zm', "unexpected EOF"),
         ('{"key":tr', "unexpected EOF"),
