@@ -96,8 +96,8 @@ class Lessor:
             self._pause(now, passed, now - self._stall_began)
             return
         self._stall_began = None
-        if now < self._stands_until:
-            self._paused += passed
+        if before < self._stands_until:
+            self._paused += min(now, self._stands_until) - before
             return
         self._budget = min(self._budget + passed * self.rate / 1e6, self.rate / 2)
 
