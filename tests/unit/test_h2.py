@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import random
 import struct
 
 import h2.errors
@@ -13,6 +14,7 @@ import pytest
 
 from kvnode._core.echocalls import CHAT, ECHO, FLOOD, LONG, SHARED, EchoMethods
 from kvnode._core.h2 import Http2
+from tests.fuzz.fuzz_h2 import fuzz, mutate, session
 from tests.support.h2client import Answer, Pair, message
 
 START = 1_000_000_000
@@ -825,3 +827,32 @@ def test_counters(server: Server, pair: Pair) -> None:
 def test_answer_reader_reads_half_messages() -> None:
     """The helper of these tests: an incomplete message is none."""
     assert Answer(data=bytearray(message(b"ab") + message(b"cd")[:-1])).messages == [b"ab"]
+
+
+# --- any bytes ------------------------------------------------------------------------------------
+
+
+def test_fuzz_mutated_sessions() -> None:
+    valid = session()
+    fuzz(valid)
+    fuzz(valid, 1)
+    for seed in range(300):
+        source = random.Random(seed)
+        fuzz(mutate(valid, source), source.choice((0, 0, 7, 1000)))
+
+
+def test_fuzz_random_bytes() -> None:
+    head = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS_FRAME
+    for seed in range(200):
+        source = random.Random(seed)
+        noise = source.randbytes(source.randrange(1, 2000))
+        fuzz(noise)
+        fuzz(head + noise)
+        frames = b""
+        for _ in range(40):
+            n = source.randrange(64)
+            kind, flags = source.randrange(11), source.choice((0, 1, 4, 5, 8, 0x20, 0x25))
+            frames += struct.pack(
+                ">BHBBI", 0, n, kind, flags, source.choice((0, 0, 1, 1, 3, 5))
+            ) + source.randbytes(n)
+        fuzz(head + frames)
