@@ -13,6 +13,7 @@ cdef enum:
     WHEEL_SLOTS = 4096
     WHEEL_US = 10000
     NO_ROUTE = -1
+    SLOW_MAX = 64
 
 # A part of what a stream has to send.
 cdef struct Item:
@@ -30,6 +31,12 @@ cdef struct Counts:
     uint64_t handled[CODES]
     uint64_t seconds[BUCKETS + 1]
     uint64_t handling_us
+
+# A unary call that took longer than it should.
+cdef struct Slow:
+    int32_t route
+    int status
+    uint64_t us
 
 cdef struct Stream:
     uint32_t number
@@ -116,6 +123,9 @@ cdef class Streams(Calls):
     cdef public object on_work
     cdef uint64_t fixed_us
     cdef kv_buf nowhere
+    cdef uint64_t slow_us                     # a unary call above it is noted; 0: none is
+    cdef Slow slow[SLOW_MAX]
+    cdef uint64_t slow_n                      # noted or not for want of room, since take_slow
 
     cdef uint64_t now(self) noexcept nogil
     cdef inline Stream *find(self, Call call) noexcept nogil:

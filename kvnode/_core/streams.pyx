@@ -681,10 +681,30 @@ cdef class Streams(Calls):
         self.touch(s)
         return self.work()
 
+    def set_slow(self, uint64_t us) -> None:
+        """Unary calls that take longer than `us` are noted for take_slow; 0: none."""
+        self.slow_us = us
+
+    def take_slow(self) -> tuple:
+        """([(path, us, status)] of the first SLOW_MAX slow calls since the last time, how many
+        there were)."""
+        cdef size_t i
+        cdef uint64_t n = self.slow_n
+        out = []
+        for i in range(min(n, SLOW_MAX)):
+            out.append((self.paths[self.slow[i].route], self.slow[i].us, self.slow[i].status))
+        self.slow_n = 0
+        return out, n
+
     cdef void count_end(self, Stream *s, int status) noexcept nogil:
         cdef Counts *c = &self.counts[s.route]
+        cdef Route *r = &self.routes[s.route]
         cdef uint64_t us = self.now() - s.began_us
         cdef int k = 0
+        if self.slow_us and us > self.slow_us and not (r.client_streams or r.server_streams):
+            if self.slow_n < SLOW_MAX:
+                self.slow[self.slow_n] = Slow(s.route, status, us)
+            self.slow_n += 1
         c.handled[status if 0 <= status < CODES else 2] += 1
         c.handling_us += us
         while k < BUCKETS and us > BUCKET_US[k]:

@@ -291,7 +291,7 @@ class Config:
     logger: str = _option("zap", parse_text, "zap: structured records.", LOGGING,
         check=_one_of("zap"))
     warning_unary_request_duration: float = _option(
-        0.3, parse_duration, "A unary call that takes longer is logged.", LOGGING,
+        0.3, parse_duration, "A unary call that takes longer is logged (0 = none).", LOGGING,
         check=_between(0))
 
     listen_zmq_urls: tuple[str, ...] = _option(

@@ -8,12 +8,14 @@ Caller: procs/gateway. The sockets are the client door's.
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING
 
 from kvnode._core.grpckv import METHODS, GrpcSink, KvMethods
 from kvnode._core.h2 import Http2
 from kvnode.api.attach import attach
+from kvnode.base.codes import Grpc
 from kvnode.base.config import Config
 from kvnode.base.limits import GRPC_OVERHEAD_BYTES, MIB
 from kvnode.env.clock import random_u64
@@ -23,7 +25,10 @@ from kvnode.procs.watching import Watching
 if TYPE_CHECKING:
     from kvnode.procs.gateway import Gateway
 
+log = logging.getLogger("gateway")
+
 HELD_BYTES_MAX = 96 * MIB
+SLOW_SECONDS = 1.0
 
 
 def lease_ttl_min(config: Config) -> int:
@@ -45,6 +50,9 @@ class Services:
             ping_timeout_us=int(config.grpc_keepalive_timeout * 1e6),
         )
         self.http2.on_work = gateway.soon
+        self.loop = gateway.loop
+        self.http2.set_slow(int(config.warning_unary_request_duration * 1e6))
+        gateway.on_serving.append(self.watch_slow)
         sink = GrpcSink(self.http2)
         gateway.sinks.add(sink)
         self.kv = KvMethods(
@@ -61,3 +69,13 @@ class Services:
         gateway.busy.append(lambda: not self.http2.idle)
         self.keep_alives = KeepAlives(gateway, self.http2)
         self.watching = Watching(gateway, self.http2)
+
+    def watch_slow(self) -> None:
+        """Says which unary calls took longer than --warning-unary-request-duration."""
+        calls, count = self.http2.take_slow()
+        for path, us, status in calls:
+            fields = {"method": path, "time spent": f"{us / 1e6:.6f}s", "code": Grpc(status).name}
+            log.warning("request stats", extra={"fields": fields})
+        if count > len(calls):
+            log.warning("more slow requests", extra={"fields": {"count": count - len(calls)}})
+        self.loop.call_later(SLOW_SECONDS, self.watch_slow)
