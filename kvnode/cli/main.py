@@ -33,6 +33,7 @@ _COMMANDS = {
             "Removes the specified key or range of keys [key, range_end)"),
     "txn": ("Key-value", "txn", "txn", "Processes all the requests in one transaction"),
     "compaction": ("Key-value", "kv", "compaction", "Compacts the event history"),
+    "lease": ("Lease", "lease", "lease", "Grants, revokes, lists and keeps leases"),
     "import": ("Key-value", "kvnode.ingest.cli", "import_command",
                "Imports JSONL or Kubernetes manifests in batches"),
     "serve": ("Node", "node", "serve", "Runs a node in the foreground"),

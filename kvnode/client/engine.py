@@ -48,8 +48,10 @@ _GREET_SECONDS = 2.0
 _NEVER = float("inf")
 
 WRITES = frozenset({Kind.PUT, Kind.DELETE_RANGE, Kind.TXN, Kind.COMPACT, Kind.PUT_BATCH,
-                    Kind.PUT_BATCH_ONE, Kind.TXN_BATCH})  # fmt: skip
-_READS = frozenset({Kind.RANGE, Kind.STATUS})
+                    Kind.PUT_BATCH_ONE, Kind.TXN_BATCH, Kind.LEASE_GRANT,
+                    Kind.LEASE_REVOKE})  # fmt: skip
+_READS = frozenset({Kind.RANGE, Kind.STATUS, Kind.LEASE_KEEP_ALIVE, Kind.LEASE_TIME_TO_LIVE,
+                    Kind.LEASE_LEASES})  # fmt: skip
 _PASSING = frozenset({Code.UNAVAILABLE, Code.NO_LEADER, Code.TIMEOUT, Code.STOPPED,
                       Code.AUTH_OLD_REVISION})  # fmt: skip
 

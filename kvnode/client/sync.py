@@ -205,6 +205,41 @@ class Client:
         body = messages.batch(txns)
         return decode(Kind.TXN_BATCH, self.call(Kind.TXN_BATCH, body, timeout))
 
+    # --- leases -----------------------------------------------------------------------------------
+
+    def grant(self, ttl: int, lease: int = 0, *, timeout: float | None = None) -> Any:
+        """A lease of `ttl` seconds (the node may give more); returns LeaseGrantResponse.
+
+        lease: the id wanted (int64), 0: one is made. Keys are attached by `put(lease=...)`.
+        """
+        from kvnode._core.messages import encode_lease_grant
+
+        body = encode_lease_grant(ttl, lease)
+        return decode(Kind.LEASE_GRANT, self.call(Kind.LEASE_GRANT, body, timeout))
+
+    def revoke(self, lease: int, *, timeout: float | None = None) -> Any:
+        """Ends a lease and deletes its keys in one revision; returns LeaseRevokeResponse."""
+        return self._lease(Kind.LEASE_REVOKE, lease, False, timeout)
+
+    def keep_alive(self, lease: int, *, timeout: float | None = None) -> Any:
+        """Gives a lease its whole time; LeaseKeepAliveResponse, TTL 0: the lease is gone."""
+        return self._lease(Kind.LEASE_KEEP_ALIVE, lease, False, timeout)
+
+    def time_to_live(
+        self, lease: int, *, keys: bool = False, timeout: float | None = None
+    ) -> Any:
+        """LeaseTimeToLiveResponse: TTL -1 if the lease is gone; keys: those attached, sorted."""
+        return self._lease(Kind.LEASE_TIME_TO_LIVE, lease, keys, timeout)
+
+    def leases(self, timeout: float | None = None) -> Any:
+        """LeaseLeasesResponse: all leases, those that end first before the others."""
+        return decode(Kind.LEASE_LEASES, self.call(Kind.LEASE_LEASES, b"", timeout))
+
+    def _lease(self, kind: Kind, lease: int, keys: bool, timeout: float | None) -> Any:
+        from kvnode._core.messages import encode_lease
+
+        return decode(kind, self.call(kind, encode_lease(lease, keys), timeout))
+
     def status(self, timeout: float | None = None) -> Any:
         """etcdserverpb.StatusResponse of the member that answers."""
         return decode(Kind.STATUS, self.call(Kind.STATUS, b"", timeout))
@@ -338,6 +373,11 @@ def _response_types() -> dict[int, Any]:
         Kind.ALARM: rpc_pb2.AlarmResponse,
         Kind.STATUS: rpc_pb2.StatusResponse,
         Kind.DEFRAG: rpc_pb2.DefragmentResponse,
+        Kind.LEASE_GRANT: rpc_pb2.LeaseGrantResponse,
+        Kind.LEASE_REVOKE: rpc_pb2.LeaseRevokeResponse,
+        Kind.LEASE_KEEP_ALIVE: rpc_pb2.LeaseKeepAliveResponse,
+        Kind.LEASE_TIME_TO_LIVE: rpc_pb2.LeaseTimeToLiveResponse,
+        Kind.LEASE_LEASES: rpc_pb2.LeaseLeasesResponse,
     }
 
 
