@@ -13,7 +13,8 @@ from kvnode.proto import rpc_pb2
 
 OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 20),
-    ("grpc.min_reconnect_backoff_ms", 20),
+    # also how long an attempt may take
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 100),
     ("grpc.max_receive_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
@@ -22,8 +23,8 @@ Ended = grpc.RpcError
 """What `WatchStream.get` raises once the stream has ended; it has code() and details()."""
 
 
-def dial(endpoint: str) -> grpc.Channel:
-    return grpc.insecure_channel(endpoint, OPTIONS)
+def dial(endpoint: str, *options: tuple[str, int]) -> grpc.Channel:
+    return grpc.insecure_channel(endpoint, [*OPTIONS, *options])
 
 
 class Kv:

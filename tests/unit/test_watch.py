@@ -166,32 +166,34 @@ def test_filters() -> None:
     assert types == [[1], [0], []]
 
 
-def test_fragments_as_etcd_makes_them() -> None:
-    site = Site(fragment_bytes=1000)
-    client = created(site, Wish(b"a", b"b", fragment=True), PREFIX)
-    site.write(*((b"a%02d" % i, b"v" * 200) for i in range(20)))
-    site.settle()
-    raw = site.calls.take(client.handle)
-    parsed = [rpc_pb2.WatchResponse.FromString(body) for body in raw]
-    whole = next(r for r in parsed if r.watch_id == 1)
-    parts = [r for r in parsed if r.watch_id == 0]
-    assert [r.fragment for r in parts] == [True] * (len(parts) - 1) + [False]
-    assert [e for r in parts for e in r.events] == list(whole.events)
-    # etcd's own loop over the same events
-    expected, index = [], 0
-    while True:
-        cur = rpc_pb2.WatchResponse(header=whole.header, fragment=True)
+def etcds_fragments(whole: rpc_pb2.WatchResponse, limit: int) -> list[rpc_pb2.WatchResponse]:
+    """What etcd's loop makes of a response."""
+    made, index = [], 0
+    while not made or made[-1].fragment:
+        part = rpc_pb2.WatchResponse(header=whole.header, fragment=True)
         for event in whole.events[index:]:
-            cur.events.append(event)
-            if len(cur.events) > 1 and cur.ByteSize() >= 1000:
-                del cur.events[-1]
+            part.events.append(event)
+            if len(part.events) > 1 and part.ByteSize() >= limit:
+                del part.events[-1]
                 break
             index += 1
         if index == len(whole.events):
-            cur.fragment = False
-        expected.append(cur)
-        if not cur.fragment:
-            break
+            part.fragment = False
+        made.append(part)
+    return made
+
+
+@pytest.mark.parametrize("limit", [1, 4200, 5000, *range(900, 1150)])
+def test_fragments_as_etcd_makes_them(limit: int) -> None:
+    site = Site(fragment_bytes=limit)
+    client = created(site, Wish(b"a", b"b", fragment=True), PREFIX)
+    site.write(*((b"a%02d" % i, b"v" * 200) for i in range(20)))
+    site.settle()
+    parsed = [rpc_pb2.WatchResponse.FromString(m) for m in site.calls.take(client.handle)]
+    whole = next(r for r in parsed if r.watch_id == 1)
+    parts = [r for r in parsed if r.watch_id == 0]
+    whole.watch_id = 0
+    expected = [whole] if whole.ByteSize() < limit else etcds_fragments(whole, limit)
     assert parts == expected
 
 
