@@ -11,7 +11,8 @@ so that sorting meets ties.
 Left out on purpose, because real etcd 3.7.1 has no answer to compare with:
 - a put with ignore_value or ignore_lease beside a from-key delete in one transaction (its overlap
   check does not see the delete, and applying it panics the server);
-- keys over 4096 bytes (kvnode's own limit), leases that exist (no lease service yet).
+- keys over 4096 bytes (kvnode's own limit);
+- leases that end by themselves: each has TTL_SECONDS at least, more than a run takes.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ KEYS = (
     LONG, LONG + b"\0", LONG + b"\0\0", LONG + b"\x01", LONG + b"L", LONG + b"L" + b"x" * 300,
     LONG + b"L" + b"y" * 3585, LONG + b"M", LONG[:-1] + b"M",
 )
+LEASES = (1, 2, 3, 77, -5, (1 << 63) - 1, -(1 << 63))
+TTL_SECONDS = 100_000
 VALUES = (b"", b"v", b"v", b"w", b"w\0", b"\xff", b"same", b"same", b"same", b"x" * 700)
 
 
@@ -75,8 +78,10 @@ class Generator:
             return [self.write() for _ in range(self.random.choice((2, 3, 5, 7, 40, 150)))]
         if roll < 0.20:
             return [self.range() for _ in range(self.random.choice((2, 5, 12)))]
-        if roll < 0.45:
+        if roll < 0.44:
             return [self.range()]
+        if roll < 0.47:
+            return [self.attached()]
         return [self.write()]
 
     def write(self) -> Op:
@@ -86,8 +91,10 @@ class Generator:
             return Op(Kind.PUT, self.put())
         if roll < 0.55:
             return Op(Kind.DELETE_RANGE, self.delete())
-        if roll < 0.97:
+        if roll < 0.90:
             return Op(Kind.TXN, self.txn(self.random.choice((0, 0, 1, 2))))
+        if roll < 0.97:
+            return self.lease()
         return Op(Kind.COMPACT, self.compact())
 
     # --- parts ----------------------------------------------------------------------------------
@@ -149,9 +156,24 @@ class Generator:
                 put.value = b""
         if not plain and self.chance(0.06):
             put.ignore_lease = True
-        if self.chance(0.03):
-            put.lease = self.random.choice((1, 77, -5, 1 << 62))
+        if self.chance(0.25):
+            put.lease = self.random.choice((*LEASES, 1 << 62))
         return put
+
+    def lease(self) -> Op:
+        """A grant with an id, or a revoke; of leases that are there or not."""
+        lease = self.random.choice(LEASES)
+        if self.chance(0.4):
+            return Op(Kind.LEASE_REVOKE, pb.LeaseRevokeRequest(ID=self.random.choice((lease, 9))))
+        ttl = TTL_SECONDS + self.random.randrange(1000)
+        if self.chance(0.05):
+            ttl = self.random.choice((9_000_000_000, 9_000_000_001, (1 << 63) - 1))
+        return Op(Kind.LEASE_GRANT, pb.LeaseGrantRequest(ID=lease, TTL=ttl))
+
+    def attached(self) -> Op:
+        """The keys of a lease; the time that it has left is not compared."""
+        lease = self.random.choice((*LEASES, 0, 9))
+        return Op(Kind.LEASE_TIME_TO_LIVE, pb.LeaseTimeToLiveRequest(ID=lease, keys=True))
 
     def delete(self) -> pb.DeleteRangeRequest:
         """Deletes one key or a range. Ranges over everything are rare, or nothing would be left."""
@@ -227,7 +249,7 @@ class Generator:
         elif target == 3:
             condition.value = self.random.choice(VALUES)
         else:
-            condition.lease = self.random.choice((0, 0, 1, -1))
+            condition.lease = self.random.choice((0, 0, 1, 77, -5, -1))
         return condition
 
     def txn(self, depth: int) -> pb.TxnRequest:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvnode.base.codes import STATUS, Kind
+from kvnode.proto import rpc_pb2 as pb
 from tests.differential.generator import Op, Step
 from tests.differential.runner import RESPONSES, Answer
 from tests.oracle import mvcc, requests
@@ -51,7 +52,23 @@ class OracleTarget:
             return self._mvcc.delete(delete(message))
         if op.kind == Kind.TXN:
             return self._mvcc.txn(txn(message))
+        if op.kind == Kind.LEASE_GRANT:
+            return self._mvcc.lease_grant(message.ID, message.TTL)
+        if op.kind == Kind.LEASE_REVOKE:
+            return self._mvcc.lease_revoke(message.ID)
+        if op.kind == Kind.LEASE_TIME_TO_LIVE:
+            return self._time_to_live(message.ID), b""
         return self._mvcc.compact(message.revision)
+
+    def _time_to_live(self, lease: int) -> bytes:
+        model = self._mvcc
+        found = model.leases.get(lease)
+        response = pb.LeaseTimeToLiveResponse(ID=lease, TTL=found.ttl if found else -1)
+        response.header.revision = model.revision
+        if found:
+            response.grantedTTL = found.ttl
+            response.keys.extend(model.attached(lease))
+        return response.SerializeToString()
 
     def close(self) -> None:
         """Nothing is open."""

@@ -168,6 +168,13 @@ def _nested(answer: Answer) -> bool:
     return False
 
 
+def _attached(answer: Answer) -> bool:
+    if isinstance(answer.response, pb.LeaseTimeToLiveResponse) and answer.response.keys:
+        del answer.response.keys[0]
+        return True
+    return False
+
+
 class Liar:
     """A target that changes its first answer that `lie` is able to change."""
 
@@ -185,7 +192,9 @@ class Liar:
         return answers
 
 
-@pytest.mark.parametrize("lie", [_count, _order, _version, _more, _prev, _revision, _nested])
+@pytest.mark.parametrize(
+    "lie", [_count, _order, _version, _more, _prev, _revision, _nested, _attached]
+)
 def test_a_planted_wrong_answer_is_found(tmp_path: Path, lie: Callable[[Answer], bool]) -> None:
     generator = Generator(11)
     with etcd_start(tmp_path)() as reference, etcd_start(tmp_path / "second")() as honest:
@@ -210,7 +219,7 @@ def test_a_failing_sequence_is_shortened(tmp_path: Path) -> None:
             yield Liar(honest, _prev)
 
     start = etcd_start(tmp_path)
-    report = runner.run(5, 60, start, lying)
+    report = runner.run(5, 150, start, lying)
     assert report.mismatch is not None
     short = runner.shorten(report.steps, start, lying, seconds_max=12)
     assert len(short) < sum(len(step) for step in report.steps)
