@@ -46,10 +46,9 @@ def serve(arguments: list[str]) -> int:
     kvnode serve --name n1 --data-dir /var/lib/kvnode --listen-client-urls http://10.0.0.1:2379
     """
     loaded = _load(arguments)
-    _warn(loaded)
     from kvnode.procs.supervisor import run
 
-    return int(run(loaded.config))
+    return int(run(loaded.config, loaded.warnings))
 
 
 @click.group()

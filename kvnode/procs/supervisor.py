@@ -38,6 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -501,8 +502,11 @@ class Supervisor:
             child.process = None
 
 
-def run(config: Config) -> int:
-    """Runs a node in the foreground; returns the exit status. Blocking: until it is stopped."""
+def run(config: Config, warnings: Sequence[str] = ()) -> int:
+    """Runs a node in the foreground; returns the exit status. Blocking: until it is stopped.
+
+    warnings: what the configuration has to say, for the log.
+    """
     if not __debug__:
         print(
             "kvnode: assertions are part of its safety: do not run python with -O", file=sys.stderr
@@ -513,6 +517,8 @@ def run(config: Config) -> int:
     except OSError as error:
         print(f"kvnode: --log-outputs {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
+    for text in warnings:
+        log.warning(text)
     failpoint.arm("supervisor")
     try:
         node = Supervisor(config)

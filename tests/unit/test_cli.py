@@ -356,10 +356,11 @@ def test_serve_hands_over_the_config(bare: Run, monkeypatch: pytest.MonkeyPatch)
     from kvnode.procs import supervisor
 
     seen = []
-    monkeypatch.setattr(supervisor, "run", lambda config: seen.append(config) or 7)
+    monkeypatch.setattr(supervisor, "run", lambda *given: seen.append(given) or 7)
     done = bare("serve", "--name", "n1", "--snapshot-count=1")
-    assert (done.status, seen[0].name) == (7, "n1")
-    assert "--snapshot-count" in done.err
+    (config, warnings), *_ = seen
+    assert (done.status, config.name) == (7, "n1")
+    assert "--snapshot-count" in warnings[0]
 
 
 def test_interrupt_and_broken_pipe(kv: Run, monkeypatch: pytest.MonkeyPatch) -> None:
