@@ -1,6 +1,6 @@
 """How fast is etcd's own door, gRPC on the client port, beside etcd?
 
-h2load (one prepared body), etcd's `benchmark`, and `fanout` (tests/peers) drive both servers in
+h2load (one prepared body), etcd's `benchmark`, `fanout` and `reader` (tests/peers) drive both in
 turn through the same port and protocol. Rows marked 1 M hold --keys keys of 32 bytes with values
 of 256, the others too: both servers are loaded once.
 """
@@ -79,14 +79,15 @@ def _fanout(watchers: int, server: Server, number: int) -> Sample:
                   f"{told['responses']} responses")
 
 
-def _whole(words: tuple[str, ...], server: Server, _: int) -> Sample:
+def _whole(mode: str, keys: int, server: Server, _: int) -> Sample:
     """Seconds of one read of everything; the note tells what it cost in memory."""
     before = server.memory()
     with server.watch_memory() as peak:
-        sample = _benchmark(server, "range", "0", "g", "--total", "1", *words, wanted="Total")
-    grown = peak.pss_anon - before.pss_anon
-    return Sample(sample.value, sample.server_cpu, sample.tool_cpu,
-                  f"Pss_Anon +{grown / (1 << 20):.0f} MiB")
+        printed, cpu, tool = _run(server, "reader", "-mode", mode, "-want", str(keys))
+    told = json.loads(printed)
+    grown = max(0, peak.pss_anon - before.pss_anon)
+    return Sample(told["seconds"], cpu, tool, f"Pss_Anon +{grown / (1 << 20):.0f} MiB, first "
+                  f"answer {told['first_seconds']:.2f} s")
 
 
 def _h2(server: Server, method: str, body: object, clients: int, streams: int,
@@ -160,11 +161,12 @@ def large_rows(args: argparse.Namespace) -> list[Row]:
     args = argparse.Namespace(**vars(args) | {"rounds": min(args.rounds, 3)})
     with peers.loaded(args, args.keys, value_bytes) as servers:
         out = []
-        for name, words in (("Range of 1 GB", ()), ("RangeStream of 1 GB", ("--stream",)),
-                            ("10,000-key pages over 1 GB", ("--paginate",))):
+        for name, mode in (("Range of 1 GB", "range"), ("RangeStream of 1 GB", "stream"),
+                           ("10,000-key pages over 1 GB", "pages")):
             common.progress(name)
-            sides = _both(args, servers, partial(_whole, words))
-            note = " ".join(sorted({sample.note for sample in sides["kvnode"]}))
+            sides = _both(args, servers, partial(_whole, mode, args.keys))
+            note = "; ".join(f"{side}: {samples[-1].note}" for side, samples in sides.items()
+                             if samples)
             out.append(Row(name, "s", 0.5, 0.4, False, sides["etcd"], sides["kvnode"], note=note))
         return out
 
