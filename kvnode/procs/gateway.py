@@ -99,7 +99,7 @@ class Gateway:
         self.barrier_open = False
         self.calls: dict[int, Callable[[int, bytes], None]] = {}
         self.next_token = _OWN_SESSION_TOKEN + 1
-        self.turn_due = False
+        self.turn_due: asyncio.Handle | None = None
         self.snapshot_open = False
         self.head_moved = False
         self.on_head: list[Callable[[RangeReader], None]] = []
@@ -203,16 +203,18 @@ class Gateway:
     def soon(self) -> None:
         """A door has taken requests, or there is room for answers: one turn for all that comes
         in this round of the loop."""
-        if not self.turn_due:
-            self.turn_due = True
-            self.loop.call_soon(self.end_turn)
+        if self.turn_due is None:
+            self.turn_due = self.loop.call_soon(self.end_turn)
 
     def end_turn(self) -> None:
         """After frames of the other processes: answers leave, then the native socket is asked.
 
         Sending takes note of what arrived meanwhile, and its descriptor stays quiet about it.
         """
-        self.turn_due = False
+        if self.turn_due is not None:
+            # This turn is the one that was asked for.
+            self.turn_due.cancel()
+            self.turn_due = None
         self.pump()
         self.native.on_socket()
 
