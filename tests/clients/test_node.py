@@ -12,4 +12,5 @@ from tests.clients.suite import need, run
 def test_etcd3(server: Target) -> None:
     folder = Path(str(need(programs.node)))
     script = programs.HERE / "node" / "suite.mjs"
-    run("node etcd3 1.1.2", server.name, ["node", script, server.endpoint], cases_min=18, cwd=folder)
+    argv = ["node", script, server.endpoint]
+    run("node etcd3 1.1.2", server.name, argv, cases_min=18, cwd=folder)
