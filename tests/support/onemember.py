@@ -52,7 +52,6 @@ class OneMember:
         max_request_bytes: int = 1_572_864,
         max_txn_ops: int = 128,
         held_bytes_max: int = 96 << 20,
-        lease_ttl_min: int = 2,
         message_bytes_max: int = 0x7FFFFFFF,
     ) -> None:
         self.store = store or MemStore()
@@ -78,10 +77,8 @@ class OneMember:
         self.http2 = Http2(max_message_bytes=max_request_bytes + (512 << 10))
         sink = GrpcSink(self.http2)
         self.sinks.add(sink)
-        self.kv = KvMethods(
-            sink, self.front, self.wake, held_bytes_max=held_bytes_max, seed=5,
-            lease_ttl_min=lease_ttl_min,
-        )
+        self.kv = KvMethods(sink, self.front, self.wake, held_bytes_max=held_bytes_max)
+        self.front.complete_grants(5, 2)
         for path, number, streams in METHODS:
             self.http2.route(path, self.kv, number, False, streams)
         opened = kvnodepb.SessionOpen(session=SESSION, gateway=True).SerializeToString()

@@ -143,7 +143,6 @@ def test_what_is_no_message_is_refused_in_grpc_s_words() -> None:
     call = member.call("KV/RangeStream", b"\x0a\x05a")
     assert call.status == Grpc.INTERNAL
     assert call.text.startswith("grpc: failed to unmarshal the received message: proto:")
-    assert member.call("Lease/LeaseGrant", b"\x08").status == Grpc.INTERNAL
 
 
 def test_streams_refuse_what_etcd_s_refuse() -> None:
