@@ -124,7 +124,9 @@ def tls_context(config: Config) -> ssl.SSLContext:
         context.maximum_version = versions[config.tls_max_version]
     if suites := openssl_list(config.cipher_suites):
         context.set_ciphers(suites)
-    context.set_alpn_protocols(["h2", "http/1.1"])
+    # gRPC clients offer h2 alone; who offers both (curl, browsers) wants pages and JSON, which are
+    # HTTP/1.1's here.
+    context.set_alpn_protocols(["http/1.1", "h2"])
     try:
         context.load_cert_chain(config.cert_file, config.key_file)
     except (OSError, ssl.SSLError) as error:

@@ -206,7 +206,8 @@ def test_tls(secure: Running, certificate: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("offer", "chosen"), [(["h2", "http/1.1"], "h2"), (["http/1.1"], "http/1.1")]
+    ("offer", "chosen"),
+    [(["h2", "http/1.1"], "http/1.1"), (["http/1.1"], "http/1.1"), (["h2"], "h2")],
 )
 def test_alpn(
     secure: Running, certificate: tuple[Path, Path], offer: list[str], chosen: str
