@@ -19,6 +19,7 @@ from typing import Any
 from kvnode.base.config import OPTIONS, Config, complete, parse_flag, parse_option
 from kvnode.base.errors import ConfigError
 from kvnode.base.foreign import (
+    FEATURE_GATES,
     INERT,
     REFUSED,
     SECTIONS,
@@ -108,12 +109,26 @@ def _check_foreign(source: str, layer: Mapping[str, Any], warnings: list[str]) -
     """etcd's flags without a meaning here: a warning or, where one would rely on it, an error."""
     for name, raw in layer.items():
         if name in INERT:
+            if name == "feature-gates" and raw:
+                _check_gates(_origin(source, name), raw)
             if _is_set(raw):
                 warnings.append(f"--{name} ({_origin(source, name)}) {INERT[name][1]}")
         elif name in REFUSED and _is_set(raw):
             raise ConfigError(
                 f"{_origin(source, name)} can't be kept: {REFUSED[name][1]}. Remove it"
             )
+
+
+def _check_gates(where: str, raw: Any) -> None:
+    """--feature-gates: a name that etcd has not is a mistake there, too."""
+    for part in str(raw).split(","):
+        name, equals, value = part.strip().partition("=")
+        if name in FEATURE_GATES and equals and value.lower() in ("true", "false"):
+            continue
+        close = difflib.get_close_matches(name, FEATURE_GATES, n=1, cutoff=0.6)
+        hint = f"; did you mean {close[0]}=true?" if close and not equals else ""
+        hint = f"; did you mean {close[0]}?" if close and equals else hint
+        raise ConfigError(f'{where}: "{part}" is no NAME=true|false of a feature gate{hint}')
 
 
 def _is_set(raw: Any) -> bool:

@@ -105,6 +105,13 @@ REFUSED: Mapping[str, tuple[type, str]] = {
 }
 """Refused when set, with the reason."""
 
+FEATURE_GATES = frozenset(
+    _words("""AllAlpha AllBeta CompactHashCheck FastLeaseKeepAlive InitialCorruptCheck
+    LeaseCheckpoint LeaseCheckpointPersist PriorityRequest SetMemberLocalAddr
+    StopGRPCServiceOnDefrag TxnModeWriteWithSharedBuffer""")
+)
+"""What --feature-gates may name; none of them switches anything here."""
+
 _OLD = "experimental-"
 SECTIONS: Mapping[str, str] = {
     "client-transport-security": "",

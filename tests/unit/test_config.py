@@ -148,6 +148,9 @@ def test_derived_defaults() -> None:
         (["--peer-cert-file", "/x"], "no TLS between members"),
         (["--discovery=https://discovery.etcd.io/x"], "named by its own flags"),
         (["--unsafe-no-fsync"], "never acknowledges"),
+        (["--feature-gates=InitialCorruptChek=true"], "did you mean InitialCorruptCheck"),
+        (["--feature-gates=AllBeta"], "did you mean AllBeta=true"),
+        (["--feature-gates=AllBeta=yes"], "no NAME=true"),
     ],
 )
 def test_wrong_flags(flags: list[str], text: str) -> None:
