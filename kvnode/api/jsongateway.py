@@ -18,14 +18,16 @@ Invariants:
   1. A body is refused by its Content-Length before a byte of it is read, or where it exceeds the
      cap; a stream's client message has a cap of its own.
   2. A stream to a client that does not read holds HTTP_QUEUE_BYTES and one message at most.
-  3. Answers are turned into JSON in pieces, large bodies are parsed in a thread: neither holds up
+  3. A Range over many keys is read as a RangeStream: its answer is never in memory as a whole.
+  4. Answers are turned into JSON in pieces, large bodies are parsed in a thread: neither holds up
      the loop.
-  4. When the client goes, its calls are cancelled.
+  5. When the client goes, its calls are cancelled.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -45,11 +47,18 @@ from kvnode.base.limits import (
     HTTP_STREAM_BYTES_MAX,
     KIB,
 )
+from kvnode.proto import rpc_pb2 as rpcpb
 
 THREAD_BYTES = 64 * KIB
 """A body above this is parsed in a thread."""
 
+SMALL_LIMIT = 100
+"""A Range of so many keys at most is answered by one message."""
+
+log = logging.getLogger("gateway")
+
 _ETCD = "/etcdserverpb."
+_RANGE, _RANGE_STREAM = f"{_ETCD}KV/Range", f"{_ETCD}KV/RangeStream"
 _AUTH = {
     "enable": "AuthEnable", "disable": "AuthDisable", "status": "AuthStatus",
     "authenticate": "Authenticate", "user/add": "UserAdd", "user/get": "UserGet",
@@ -203,8 +212,15 @@ class Gateway:
     ) -> None:
         """Reads, calls, answers."""
         request = await parse(rpc.request, await self.bodies.read(receive))
+        if rpc.path == _RANGE and may_be_large(request):
+            await self.on_large_range(request, metadata, timeout, receive, send)
+            return
         raw = await invoke(self.site, rpc.path, request, metadata, timeout)
-        pieces = jsonmap.encode_pieces(rpc.response.FromString(raw))
+        await self.answer(send, rpc.response.FromString(raw))
+
+    async def answer(self, send: Send, message: Protobuf) -> None:
+        """A whole answer: with its length, or in chunks when it is large."""
+        pieces = jsonmap.encode_pieces(message)
         first = next(pieces)
         second = next(pieces, None)
         if second is None:
@@ -213,12 +229,53 @@ class Gateway:
         headers: Headers = [(b"content-type", JSON), *_FROM_GRPC]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         for piece in (first, second):
-            await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
+            await put(send, piece)
         for piece in pieces:
-            # Everybody else's turn, also when the client reads faster than we write.
-            await asyncio.sleep(0)
-            await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
+            await put(send, piece)
         await send({"type": "http.response.body", "body": b""})
+
+    async def on_large_range(
+        self, request: bytes, metadata: dict[str, str], timeout: float | None, receive: Receive,
+        send: Send,
+    ) -> None:
+        """A Range whose answer comes in messages of RangeStream: their keys in one list, then
+        what the last one says beside them. A message that is not the last has keys."""
+        started = False
+        between = ""
+
+        async def on_message(raw: bytes) -> None:
+            nonlocal between, started
+            part = rpcpb.RangeStreamResponse.FromString(raw).range_response
+            last = part.HasField("header")
+            if last and not started:
+                started = True
+                await self.answer(send, part)
+                return
+            if not started:
+                started = True
+                between = '{"kvs":['
+                headers: Headers = [(b"content-type", JSON), *_FROM_GRPC]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+            for piece in jsonmap.encode_items(part.kvs):
+                await put(send, between + piece)
+                between = ","
+            if last:
+                del part.kvs[:]
+                await put(send, "]," + jsonmap.encode(part)[1:])
+                await send({"type": "http.response.body", "body": b""})
+
+        async def wait_gone() -> None:
+            while (await receive())["type"] == "http.request":
+                pass
+
+        stream = Stream(self.site, RPCS[_RANGE_STREAM], metadata, timeout)
+        try:
+            await stream.run(request, wait_gone, on_message)
+        except Refused as refused:
+            if not started:
+                raise
+            # Too late for a status: the connection ends before the answer does.
+            log.warning("a range over HTTP/1.1 broke off: %s", refused.text)
 
     # --- streams --------------------------------------------------------------------------------
 
@@ -239,6 +296,15 @@ class Gateway:
                 await start(200, [(b"content-type", JSON), *_FROM_GRPC])
             await send({"type": "http.response.body", "body": line.encode(), "more_body": True})
 
+        async def give(raw: bytes) -> None:
+            pieces = jsonmap.encode_pieces(rpc.response.FromString(raw))
+            text = f'{{"result":{next(pieces)}'
+            for piece in pieces:
+                await emit(text)
+                await asyncio.sleep(0)
+                text = piece
+            await emit(f"{text}}}\n")
+
         async def body() -> AsyncIterator[bytes]:
             more = True
             while more:
@@ -253,7 +319,7 @@ class Gateway:
                 pass
 
         try:
-            await Stream(self.site, rpc, metadata, timeout).run(body(), wait_gone, emit)
+            await Stream(self.site, rpc, metadata, timeout).run(body(), wait_gone, give)
         except Refused as refused:
             if not started:
                 await start(HTTP_STATUS[refused.status], [(b"content-type", JSON)])
@@ -274,7 +340,10 @@ class Gateway:
         rpc = RPCS[path]
 
         async def emit(line: str) -> None:
-            await send({"type": "websocket.send", "text": line.rstrip("\n")})
+            await send({"type": "websocket.send", "text": line})
+
+        async def give(raw: bytes) -> None:
+            await emit(f'{{"result":{jsonmap.encode(rpc.response.FromString(raw))}}}')
 
         async def body() -> AsyncIterator[bytes]:
             while True:
@@ -291,7 +360,7 @@ class Gateway:
         try:
             metadata, timeout = metadata_of(scope)
             if rpc.client_streams or rpc.server_streams:
-                await Stream(self.site, rpc, metadata, timeout).run(body(), wait_gone, emit)
+                await Stream(self.site, rpc, metadata, timeout).run(body(), wait_gone, give)
             else:
                 request = await parse(rpc.request, await anext(body()))
                 raw = await invoke(self.site, path, request, metadata, timeout)
@@ -303,6 +372,23 @@ class Gateway:
         except GoneError:
             return
         await send({"type": "websocket.close", "code": 1000})
+
+
+async def put(send: Send, piece: str) -> None:
+    """A piece of a body, then everybody else's turn: the client may read faster than we write."""
+    await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
+    await asyncio.sleep(0)
+
+
+def may_be_large(request: bytes) -> bool:
+    """Whether a Range is better read as a RangeStream, which takes it and answers alike."""
+    asked = rpcpb.RangeRequest.FromString(request)
+    return bool(
+        asked.range_end and not 0 < asked.limit <= SMALL_LIMIT and not asked.count_only
+        and not asked.sort_order and not asked.sort_target
+        and not asked.min_mod_revision and not asked.max_mod_revision
+        and not asked.min_create_revision and not asked.max_create_revision
+    )
 
 
 async def refuse_body(send: Send, error: BodyError) -> None:
@@ -341,17 +427,18 @@ class Stream:
 
     async def run(
         self,
-        body: AsyncIterator[bytes],
+        body: AsyncIterator[bytes] | bytes,
         wait_gone: Callable[[], Awaitable[None]],
-        emit: Emit,
+        give: Callable[[bytes], Awaitable[None]],
     ) -> None:
-        """Until the call ends or the client goes. Errors: Refused."""
+        """Until the call ends or the client goes; `body` is JSON as it comes, or one encoded
+        message, `give` takes each encoded answer. Errors: Refused."""
         reader = asyncio.create_task(self.read(body, wait_gone))
         # Whatever ends it, the writer looks.
         reader.add_done_callback(lambda _: self.wake.set())
         try:
             async with asyncio.timeout(self.timeout):
-                await self.write(reader, emit)
+                await self.write(reader, give)
         except TimeoutError:
             raise Refused(Grpc.DEADLINE_EXCEEDED, DEADLINE) from None
         finally:
@@ -361,9 +448,14 @@ class Stream:
             await asyncio.gather(reader, return_exceptions=True)
 
     async def read(
-        self, body: AsyncIterator[bytes], wait_gone: Callable[[], Awaitable[None]]
+        self, body: AsyncIterator[bytes] | bytes, wait_gone: Callable[[], Awaitable[None]]
     ) -> None:
         """Sends each value of the body as it comes; returns when the client is gone."""
+        if isinstance(body, bytes):
+            self.call.send(body)
+            self.call.half_close()
+            await wait_gone()
+            return
         try:
             async for request in self.requests(body):
                 self.call.send(request)
@@ -407,13 +499,15 @@ class Stream:
             if len(held) > HTTP_STREAM_BYTES_MAX:
                 raise Refused(Grpc.RESOURCE_EXHAUSTED, "the message is too large")
 
-    async def write(self, reader: asyncio.Task[None], emit: Emit) -> None:
-        """Lines as messages come, until the end. Errors: Refused."""
+    async def write(
+        self, reader: asyncio.Task[None], give: Callable[[bytes], Awaitable[None]]
+    ) -> None:
+        """Gives messages on as they come, until the end. Errors: Refused."""
         while True:
             while self.messages:
                 raw = self.messages.popleft()
                 self.held -= len(raw)
-                await emit(f'{{"result":{jsonmap.encode(self.rpc.response.FromString(raw))}}}\n')
+                await give(raw)
                 if self.paused and self.held <= HTTP_QUEUE_BYTES // 2:
                     self.paused = False
                     self.call.resume()

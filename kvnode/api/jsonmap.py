@@ -27,7 +27,7 @@ import json
 import re
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -143,6 +143,22 @@ def encode_pieces(message: Message) -> Iterator[str]:
         parts.append("]")
     parts.append("}")
     yield "".join(parts)
+
+
+def encode_items(messages: Iterable[Message]) -> Iterator[str]:
+    """The messages as a list's text without its brackets, in pieces of about PIECE_CHARS."""
+    parts: list[str] = []
+    size = 0
+    for message in messages:
+        text = encode(message)
+        parts.append(text)
+        size += len(text)
+        if size > PIECE_CHARS:
+            yield ",".join(parts)
+            parts.clear()
+            size = 0
+    if parts:
+        yield ",".join(parts)
 
 
 # --- reading --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import websockets
 
 from kvnode.api import httpstack
 from kvnode.api.errors import Refused
-from kvnode.api.jsongateway import PATHS
+from kvnode.api.jsongateway import PATHS, may_be_large
 from kvnode.api.service import RPCS
 from kvnode.base import limits
 from kvnode.base.codes import Code, Grpc
@@ -112,6 +112,79 @@ def test_a_large_answer_is_chunked_and_whole() -> None:
         assert len(json.loads(body)["kvs"]) == 3000
 
     serve(case)
+
+
+def test_a_range_of_many_keys_is_read_as_a_stream() -> None:
+    stream = "/etcdserverpb.KV/RangeStream"
+
+    def part(first: int, keys: int, **more: Any) -> bytes:
+        kvs = [kv_pb2.KeyValue(key=b"%06d" % n) for n in range(first, first + keys)]
+        response = rpcpb.RangeResponse(kvs=kvs, **more)
+        return rpcpb.RangeStreamResponse(range_response=response).SerializeToString()
+
+    async def case(site: FakeSite, served: Served) -> None:
+        header = rpcpb.ResponseHeader(revision=5)
+        body = b'{"key":"AA==","range_end":"AA=="}'
+
+        def three(call: Any, request: Any) -> None:
+            call.reply(part(0, 10))
+            call.reply(part(10, 20))
+            call.reply(part(30, 1, header=header, more=True, count=50))
+            call.end(0, "")
+
+        site.handlers[stream] = three
+        status, headers, raw = await served.ask("POST", "/v3/kv/range", body)
+        assert status == 200 and headers["transfer-encoding"] == "chunked"
+        got = json.loads(raw)
+        assert len(got["kvs"]) == 31
+        assert got | {"kvs": 0} == {
+            "kvs": 0, "header": {"revision": "5"}, "more": True, "count": "50"
+        }
+
+        def one(call: Any, request: Any) -> None:
+            call.reply(part(0, 2, header=header, count=2))
+            call.end(0, "")
+
+        site.handlers[stream] = one
+        status, headers, raw = await served.ask("POST", "/v3/kv/range", body)
+        assert int(headers["content-length"]) == len(raw)
+        assert len(json.loads(raw)["kvs"]) == 2
+        site.handlers[stream] = lambda call, request: call.end(11, "compacted")
+        got_refused = await served.ask("POST", "/v3/kv/range", body)
+        assert (got_refused[0], got_refused[2]) == (400, b'{"code":11,"message":"compacted"}')
+
+        def broken(call: Any, request: Any) -> None:
+            call.reply(part(0, 10))
+            call.end(11, "compacted")
+
+        site.handlers[stream] = broken
+        reader, writer = await served.open()
+        writer.write(
+            b"POST /v3/kv/range HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+            + body
+        )
+        raw = await reader.read(-1)
+        assert b" 200 " in raw and not raw.endswith(b"0\r\n\r\n"), "no end, so no whole answer"
+        writer.close()
+
+    serve(case)
+
+
+def test_which_ranges_are_read_as_a_stream() -> None:
+    for given, large in (
+        ({"range_end": b"z"}, True),
+        ({"range_end": b"z", "limit": 100}, False),
+        ({"range_end": b"z", "limit": 101}, True),
+        ({"range_end": b"z", "limit": -1}, True),
+        ({}, False),
+        ({"range_end": b"z", "count_only": True}, False),
+        ({"range_end": b"z", "sort_order": 1}, False),
+        ({"range_end": b"z", "sort_target": 1}, False),
+        ({"range_end": b"z", "max_mod_revision": 1}, False),
+        ({"range_end": b"z", "keys_only": True, "serializable": True, "revision": 4}, True),
+    ):
+        request = rpcpb.RangeRequest(key=b"a", **given)  # type: ignore[arg-type]
+        assert may_be_large(request.SerializeToString()) is large, given
 
 
 # --- limits -----------------------------------------------------------------------------
