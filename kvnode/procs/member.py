@@ -18,12 +18,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvnode._core import meters
 from kvnode._core.hashkv import HashKeys
 from kvnode._core.ranges import RangeReader
 from kvnode._core.sharedword import APPLIED, COMMIT, DAMAGE, SOLE, TERM
 from kvnode._core.storetxn import TREE_META
 from kvnode.api.node import Done, Facts, HashOfKeys
 from kvnode.base.codes import Code
+from kvnode.env.clock import monotonic_us
 from kvnode.env.link import Message
 from kvnode.env.room import Room
 from kvnode.proto import rpc_pb2 as rpcpb
@@ -164,7 +166,15 @@ class Member:
         if len(self.hashes) >= HASHES_MAX:
             done(Code.TOO_MANY_REQUESTS, None)
             return
-        self.hashes.append(_Hashing(revision, whole, done))
+        began = monotonic_us()
+
+        def timed(code: int, found: HashOfKeys | None) -> None:
+            if code == Code.OK:
+                name = "hash" if whole else "hash_kv"
+                meters.observe(meters.HISTOGRAM[name], (monotonic_us() - began) * 1000)
+            done(code, found)
+
+        self.hashes.append(_Hashing(revision, whole, timed))
         self.gateway.soon()
 
     def lowest_reading(self) -> int:
