@@ -62,8 +62,11 @@ def zmq_endpoint(address: Address) -> str:
 
 
 def default_zmq_url(client_url: str) -> str:
-    """The native listener beside a client URL."""
+    """The native listener beside a client URL: on this machine alone where clients have TLS, which
+    the native protocol has not."""
     address = parse_url(client_url, ("http", "https"))
+    if address.scheme == "https":
+        address = address._replace(host="127.0.0.1")
     port = address.port + ZMQ_PORT_OFFSET
     if port > 65535:
         raise ConfigError(

@@ -77,13 +77,15 @@ def test_json_round_trip() -> None:
         ("http://0.0.0.0:12379", "tcp://0.0.0.0:12382"),
         ("http://[::1]:2379", "tcp://[::1]:2382"),
         ("http://10.1.2.3:2379,http://127.0.0.1:5", "tcp://10.1.2.3:2382"),
+        ("https://10.1.2.3:2379", "tcp://127.0.0.1:2382"),
     ],
 )
 def test_default_zmq_listener(client: str, zmq: str) -> None:
-    config = load("--listen-client-urls", client).config
+    tls = ["--cert-file=/c", "--key-file=/k"]
+    config = load("--listen-client-urls", client, *tls).config
     assert config.listen_zmq_urls == (zmq,)
     assert not config.listen_zmq_asked
-    asked = load("--listen-client-urls", client, "--listen-zmq-urls", zmq).config
+    asked = load("--listen-client-urls", client, *tls, "--listen-zmq-urls", zmq).config
     assert asked.listen_zmq_urls == (zmq,) and asked.listen_zmq_asked
 
 
