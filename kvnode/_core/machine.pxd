@@ -33,7 +33,12 @@ cdef class Machine:
     cdef Loop *loop
     cdef bint dead
     cdef int why              # of a lone entry's failure, not yet told
+    cdef uint64_t began, puts, deletes, index, term     # before the transaction under way
     cdef int check(self) except -1
     cdef int fail(self, int rc, str doing) except -1
     cdef int run(self, const uint8_t *p, size_t n) noexcept nogil
-    cdef int apply_lone(self, const uint8_t *p, size_t n) noexcept nogil
+    cdef int run_open(self, const uint8_t *p, size_t n) noexcept nogil
+    cdef int run_close(self) noexcept nogil
+    cdef int lone_open(self, const uint8_t *p, size_t n) noexcept nogil
+    cdef int lone_close(self) noexcept nogil
+    cdef int lone_verdict(self, int rc) noexcept nogil

@@ -451,7 +451,8 @@ cdef int load_heads(Loop *m) noexcept nogil:
 
 # --- transactions of the store --------------------------------------------------------------------
 
-cdef int apply_all(Loop *m, const uint8_t *p, size_t n) noexcept nogil:
+cdef int apply_open(Loop *m, const uint8_t *p, size_t n) noexcept nogil:
+    """Leaves the transaction open, ready for its commit; not after an error."""
     cdef int rc
     if m.x.w.ops.begin_write(m.x.w.ops.env, &m.x.w.txn) != ST_OK:
         return REC_FAILED
@@ -460,7 +461,10 @@ cdef int apply_all(Loop *m, const uint8_t *p, size_t n) noexcept nogil:
         rc = store_heads(m)
     if rc != REC_OK:
         m.x.w.ops.abort(m.x.w.txn)
-        return rc
+    return rc
+
+
+cdef int apply_close(Loop *m) noexcept nogil:
     return REC_OK if m.x.w.ops.commit(m.x.w.txn) == ST_OK else REC_FAILED
 
 
@@ -580,34 +584,53 @@ cdef class Machine:
 
     cdef int run(self, const uint8_t *p, size_t n) noexcept nogil:
         """One transaction of entries that fit, with its counters; REC_OK or why not."""
+        cdef int rc = self.run_open(p, n)
+        return self.run_close() if rc == REC_OK else rc
+
+    cdef int run_open(self, const uint8_t *p, size_t n) noexcept nogil:
         cdef Loop *m = self.loop
-        cdef uint64_t puts = m.x.w.puts, deletes = m.x.w.deletes, began = meter_now_ns()
         cdef int rc
+        self.began = meter_now_ns()
+        self.puts = m.x.w.puts
+        self.deletes = m.x.w.deletes
+        self.index = m.applied_index
+        self.term = m.applied_term
         reset_outs(m)
         kv_buf_trim(&m.x.leases, OUT_KEEP)
-        rc = apply_all(m, p, n)
+        rc = apply_open(m, p, n)
+        if rc != REC_OK:
+            meter_forget()
+        return rc
+
+    cdef int run_close(self) noexcept nogil:
+        cdef Loop *m = self.loop
+        cdef int rc = apply_close(m)
         if rc != REC_OK:
             meter_forget()
         elif m.answering:
-            meter_add(M_PUTS, m.x.w.puts - puts)
-            meter_add(M_DELETES, m.x.w.deletes - deletes)
+            meter_add(M_PUTS, m.x.w.puts - self.puts)
+            meter_add(M_DELETES, m.x.w.deletes - self.deletes)
             meter_set(M_REVISION, <uint64_t>m.x.w.revision)
             meter_set(M_COMPACT_REVISION,
                       <uint64_t>m.x.w.compacted if m.x.w.compacted > 0 else 0)
-            meter_applied(meter_now_ns() - began)
+            meter_applied(meter_now_ns() - self.began)
         return rc
 
-    cdef int apply_lone(self, const uint8_t *p, size_t n) noexcept nogil:
-        """`apply` for a fast lane: REC_OK, the results are in `loop.outs`; else nothing is
-        changed but that the machine is dead, and says why at the next call."""
-        cdef Loop *m = self.loop
-        cdef uint64_t index = m.applied_index, term = m.applied_term
-        cdef int rc
-        m.answering = 1
-        rc = self.run(p, n)
+    cdef int lone_open(self, const uint8_t *p, size_t n) noexcept nogil:
+        """`apply` for a fast lane, but for its commit: REC_OK, the results are in `loop.outs`."""
+        self.loop.answering = 1
+        return self.lone_verdict(self.run_open(p, n))
+
+    cdef int lone_close(self) noexcept nogil:
+        """The commit of what `lone_open` did."""
+        return self.lone_verdict(self.run_close())
+
+    cdef int lone_verdict(self, int rc) noexcept nogil:
+        """After an error nothing is changed but that the machine is dead; it says why at the next
+        call."""
         if rc != REC_OK:
-            m.applied_index = index
-            m.applied_term = term
+            self.loop.applied_index = self.index
+            self.loop.applied_term = self.term
             self.dead = True
             self.why = rc
         return rc

@@ -8,6 +8,8 @@ cdef enum:
     WORD_LIFE = 2        # monotonic microseconds of the applier's last turn
     WORD_TERM = 3
     WORD_GENERATION = 4
+    WORD_ANSWERED = 6    # applied index whose results have left, maybe a moment before its commit
+    WORD_WAITING = 7     # processes that wait for WORD_APPLIED
     WORD_DAMAGE = 5      # findings of the scrubber since the applier's start
     WORD_READING = 8     # + gateway number: lowest revision it is reading, 0 = none
     WORD_BEAT = 80       # + gateway number: monotonic microseconds of the last sign of life of a
@@ -26,3 +28,4 @@ cdef class SharedWords:
     cdef object _view
     cdef uint64_t load(self, int slot) noexcept nogil
     cdef void store(self, int slot, uint64_t value) noexcept nogil
+    cdef void store_applied(self, uint64_t index) noexcept nogil

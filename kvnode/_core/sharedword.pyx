@@ -8,26 +8,47 @@ Callers: procs/. The supervisor makes the file anew at each start of the node.
 Slots are in sharedword.pxd.
 """
 
+from libc.stdint cimport int64_t, uint64_t
+
 import mmap
 import os
 
 cdef extern from *:
     """
+    #include <linux/futex.h>
     #include <stdint.h>
+    #include <sys/syscall.h>
+    #include <time.h>
+    #include <unistd.h>
     static inline uint64_t kv_word_load(uint64_t *p) {
       return __atomic_load_n(p, __ATOMIC_SEQ_CST);
     }
     static inline void kv_word_store(uint64_t *p, uint64_t v) {
       __atomic_store_n(p, v, __ATOMIC_SEQ_CST);
     }
+    static inline void kv_word_add(uint64_t *p, int64_t n) {
+      __atomic_add_fetch(p, n, __ATOMIC_SEQ_CST);
+    }
+    // The low half of a word, as the futex calls see it.
+    static inline void kv_word_wait(uint64_t *p, uint64_t seen, long us) {
+      struct timespec t = {us / 1000000, us % 1000000 * 1000};
+      syscall(SYS_futex, (uint32_t *)p, FUTEX_WAIT, (uint32_t)seen, &t, NULL, 0);
+    }
+    static inline void kv_word_wake(uint64_t *p) {
+      syscall(SYS_futex, (uint32_t *)p, FUTEX_WAKE, 0x7fffffff, NULL, NULL, 0);
+    }
     """
     uint64_t kv_word_load(uint64_t *p) noexcept nogil
+    void kv_word_add(uint64_t *p, int64_t n) noexcept nogil
+    void kv_word_wait(uint64_t *p, uint64_t seen, long us) noexcept nogil
+    void kv_word_wake(uint64_t *p) noexcept nogil
     void kv_word_store(uint64_t *p, uint64_t v) noexcept nogil
 
 SOLE = 1 << 63
 COMMIT, APPLIED, LIFE, TERM, GENERATION, DAMAGE, READING = (
     WORD_COMMIT, WORD_APPLIED, WORD_LIFE, WORD_TERM, WORD_GENERATION, WORD_DAMAGE, WORD_READING,
 )
+ANSWERED = WORD_ANSWERED
 BEAT, LEASES = WORD_BEAT, WORD_LEASES
 LEASE_COUNT, LEASES_GRANTED, LEASES_REVOKED, LEASES_RENEWED, LEASES_EXPIRED = (
     WORD_LEASE_COUNT, WORD_LEASES_GRANTED, WORD_LEASES_REVOKED, WORD_LEASES_RENEWED,
@@ -64,6 +85,27 @@ cdef class SharedWords:
 
     cdef void store(self, int slot, uint64_t value) noexcept nogil:
         kv_word_store(self.words + slot, value)
+
+    cdef void store_applied(self, uint64_t index) noexcept nogil:
+        """WORD_APPLIED, and who waits for it is woken."""
+        kv_word_store(self.words + WORD_APPLIED, index)
+        if kv_word_load(self.words + WORD_WAITING):
+            kv_word_wake(self.words + WORD_APPLIED)
+
+    def wait_applied(self, uint64_t index, long most_us) -> bool:
+        """Blocking: until the applied index is at least `index`, about `most_us` at most."""
+        cdef uint64_t *word = self.words + WORD_APPLIED
+        cdef uint64_t seen
+        cdef int turns = 0
+        with nogil:
+            kv_word_add(self.words + WORD_WAITING, 1)
+            seen = kv_word_load(word)
+            while seen < index and turns < 4:
+                kv_word_wait(word, seen, most_us // 4)
+                seen = kv_word_load(word)
+                turns += 1
+            kv_word_add(self.words + WORD_WAITING, -1)
+        return seen >= index
 
     def get(self, int slot) -> int:
         """The word in `slot`."""

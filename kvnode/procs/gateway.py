@@ -14,7 +14,7 @@ Life of a read: `pump` begins a barrier (the shared word for a sole voter, else 
 consensus), and when this member has applied that index, it is answered from a new snapshot.
 
 Hooks, for doors and for what lives beside key-value requests (watches, leases):
-  on_head     (reader) in a turn after frames of the applier, before answers leave
+  on_head     () in a turn after frames of the applier, before answers leave
   on_turn     () each turn, before answers leave; `snapshot()` is there for it, `soon()` asks for
               another turn
   on_serving  () once: the session is open, clients may be read
@@ -44,7 +44,7 @@ from kvnode._core.freed import FreedSink
 from kvnode._core.front import Front
 from kvnode._core.ranges import RangeReader
 from kvnode._core.readqueue import ReadQueue
-from kvnode._core.sharedword import COMMIT, READING, SOLE, TERM, SharedWords
+from kvnode._core.sharedword import ANSWERED, COMMIT, READING, SOLE, TERM, SharedWords
 from kvnode._core.sink import OwnSink, Sinks
 from kvnode.base.codes import Code, Kind
 from kvnode.base.failpoint import hit
@@ -69,8 +69,14 @@ log = logging.getLogger("gateway")
 FULL_SECONDS = 0.2
 STUCK_SECONDS = 1.0
 BLOCKED_SECONDS = 0.001
+NOT_YET_US = 2000
+NOT_YET_SECONDS = 0.002
 DRAIN_SECONDS = 1.5
 _OWN_SESSION_TOKEN = 1
+
+
+class NotYetError(Exception):
+    """The map does not hold yet what was answered."""
 
 
 class Gateway:
@@ -100,9 +106,9 @@ class Gateway:
         self.calls: dict[int, Callable[[int, bytes], None]] = {}
         self.next_token = _OWN_SESSION_TOKEN + 1
         self.turn_due: asyncio.Handle | None = None
-        self.snapshot_open = False
+        self.snapshot_open = self.snapshot_behind = False
         self.head_moved = False
-        self.on_head: list[Callable[[RangeReader], None]] = []
+        self.on_head: list[Callable[[], None]] = []
         self.on_turn: list[Callable[[], None]] = []
         self.on_serving: list[Callable[[], None]] = []
         self.on_drain: list[Callable[[], None]] = []
@@ -225,15 +231,10 @@ class Gateway:
             pass
         self.propose_gathered()
         if self.reader is not None:
-            self.serve_reads(self.reader)
-            if len(self.freed):
-                self.freed.turn(self.snapshot())
-            if self.head_moved:
-                self.head_moved = False
-                for on_head in self.on_head:
-                    on_head(self.snapshot())
-            for on_turn in self.on_turn:
-                on_turn()
+            try:
+                self.serve_from(self.reader)
+            except NotYetError:
+                self.loop.call_later(NOT_YET_SECONDS, self.end_turn)
             self.end_snapshot()
         if self.take_own():
             self.soon()
@@ -242,6 +243,18 @@ class Gateway:
         if self.reads.release_held() or blocked:
             self.loop.call_later(BLOCKED_SECONDS, self.end_turn)
         hit("flushed")
+
+    def serve_from(self, reader: RangeReader) -> None:
+        """What this turn has to do with the map."""
+        self.serve_reads(reader)
+        if len(self.freed):
+            self.freed.turn(self.snapshot())
+        if self.head_moved:
+            self.head_moved = False
+            for on_head in self.on_head:
+                on_head()
+        for on_turn in self.on_turn:
+            on_turn()
 
     def take_own(self) -> bool:
         """Answers to the gateway's own requests; whether there was any."""
@@ -273,12 +286,25 @@ class Gateway:
 
     # --- reads ----------------------------------------------------------------------------------
 
-    def snapshot(self, newest: bool = False) -> RangeReader:
-        """This turn's snapshot, taken when first asked for; `newest`: taken now."""
+    def snapshot(self, newest: bool = False, wait: bool = True) -> RangeReader:
+        """This turn's snapshot, taken when first asked for; `newest`: taken now.
+
+        It holds all that was answered to anybody before. The applier answers a lone write a moment
+        before it commits: then this waits, as long as a commit takes. Without `wait` it may lack
+        that write. Errors: NotYetError, the commit takes long (a new applier does it); ask again.
+        """
         assert self.reader is not None
-        if newest or not self.snapshot_open:
+        if newest or self.snapshot_behind or not self.snapshot_open:
             self.reader.refresh()
             self.snapshot_open = True
+            answered = self.words.get(ANSWERED)
+            self.snapshot_behind = self.reader.applied_index < answered
+            if wait and self.snapshot_behind:
+                committed = self.words.wait_applied(answered, NOT_YET_US)
+                self.reader.refresh()
+                if not committed or self.reader.applied_index < answered:
+                    raise NotYetError
+                self.snapshot_behind = False
         return self.reader
 
     def end_snapshot(self) -> None:

@@ -11,11 +11,18 @@ at rest, and take in (`settle`) what went through it before anything else of the
 `ProposeLane`, in consensus, with one voter that leads and has nothing in flight:
     PROPOSE -> entry (and hard state) encoded, written, synced -> the shared word -> COMMITTED
 `ApplyLane`, in the applier, with all applied that was committed:
-    COMMITTED of one entry -> one transaction of the map -> the shared word -> RESULTS
+    COMMITTED of one entry -> executed -> RESULTS -> the map's commit -> the shared word
+
+The results of a lone put, delete or transaction leave before the map's commit, which takes longer
+than all the rest (it copies the pages it changed into the file). The entry is durable and committed
+by then and its outcome is certain; ANSWERED, a shared word, makes every read of this node that
+begins after it wait until the map has it (`Gateway.snapshot`). If the commit fails, the log repeats
+the entry, and gateways take no second answer.
 
 Invariants:
   1. What a lane writes is byte for byte what the long way would have written (a test compares).
-  2. Nothing leaves before it is durable; the shared word is stored before the frame leaves.
+  2. Nothing leaves before it is durable. COMMIT, and ANSWERED where results leave before their
+     commit, are stored before the frame leaves; APPLIED after the commit.
   3. Between arming and the lane's work no other code of the process runs.
   4. A failure leaves the frame to the long way, which meets it again and says so.
   5. A lane returns to its loop for every other event, for signals, at its timeout, and after
@@ -37,9 +44,11 @@ from kvnode._core.logrec cimport HEADER, Encoder, EntryTable, row_t
 from kvnode._core.logwriter cimport LogWriter
 from kvnode._core.machine cimport Machine, Outbox
 from kvnode._core.records cimport REC_OK
-from kvnode._core.sharedword cimport WORD_APPLIED, WORD_COMMIT, SharedWords
+from kvnode._core.codes cimport KIND_DELETE_RANGE, KIND_PUT, KIND_TXN
+from kvnode._core.sharedword cimport WORD_ANSWERED, WORD_COMMIT, SharedWords
 from kvnode.env.unixlink cimport HEAD_BYTES, Stream, UnixEndpoint
 
+from kvnode.base.failpoint import hit
 from kvnode.wire.frames import Frame
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -62,6 +71,7 @@ cdef enum:
     LANE_BYTES = 16384        # a larger batch goes the long way
     PAIR_BYTES = 16
     ENTRY_BYTES = 24          # an entry's head in COMMITTED
+    KIND_AT = 8 + 80          # the first request's kind, behind the heads of batch and group
     FRAME_KEEP = 1 << 20
     F_PROPOSE = 2
     F_RESULTS = 7
@@ -260,12 +270,11 @@ cdef class ApplyLane(Lane):
 
     cdef int one(self) except -1:
         cdef Machine machine = self.machine
-        cdef size_t size, i
+        cdef size_t size
         cdef uint64_t index, term
         cdef int64_t compacted
         cdef const uint8_t *entry
-        cdef Outbox *out
-        cdef Stream gateway
+        cdef bint early
         cdef int rc
         cdef const uint8_t *p = self.endpoint.peek(
             self.source, F_COMMITTED, PAIR_BYTES + ENTRY_BYTES + LANE_BYTES, &size
@@ -285,30 +294,56 @@ cdef class ApplyLane(Lane):
             return 0
         compacted = machine.loop.x.w.compacted
         with nogil:
-            rc = machine.apply_lone(entry, size - PAIR_BYTES)
+            rc = machine.lone_open(entry, size - PAIR_BYTES)
+        early = rc == REC_OK and self.may_answer_early(entry + ENTRY_BYTES,
+                                                       size - PAIR_BYTES - ENTRY_BYTES)
+        if early:
+            self.words.store(WORD_ANSWERED, index)
+            self.answer()
+            hit("lane-answered")
+        if rc == REC_OK:
+            with nogil:
+                rc = machine.lone_close()
         if rc != REC_OK:
             self.armed = False
             self.endpoint.give_back(self.source, size)
             return 0
-        self.words.store(WORD_APPLIED, index)
-        if machine.loop.x.leases.n:
-            self.on_leases()
-        self.answered.clear()
-        for i in range(machine.loop.outs_n):
-            out = &machine.loop.outs[i]
-            if out.buf.n:
-                peer = self.gateways.get(out.incarnation)
-                if peer is not None:
-                    gateway = peer.key
-                    self.answer(gateway, out)
-                    self.answered.append(out.incarnation)
+        self.words.store_applied(index)
+        if not early:
+            if machine.loop.x.leases.n:
+                self.on_leases()
+            self.answer()
         self.applied_bytes += size
         if compacted != machine.loop.x.w.compacted or len(self.gateways) != 1:
             # What the loop is to hear of at once.
             self.passes = self.passes_max
         return 1
 
-    cdef int answer(self, Stream gateway, Outbox *out) except -1:
+    cdef bint may_answer_early(self, const uint8_t *batch, size_t n) noexcept:
+        """One request of those that touch nothing but keys, and one gateway that is to hear."""
+        cdef uint8_t kind = batch[KIND_AT] if n > KIND_AT else 0
+        return (
+            (kind == KIND_PUT or kind == KIND_DELETE_RANGE or kind == KIND_TXN)
+            and kv_load_u32(batch + 4) == 1 and kv_load_u32(batch + 12) == 1
+            and self.machine.loop.x.leases.n == 0 and len(self.gateways) == 1
+        )
+
+    cdef int answer(self) except -1:
+        """RESULTS to the gateways of origin."""
+        cdef Machine machine = self.machine
+        cdef Outbox *out
+        cdef size_t i
+        self.answered.clear()
+        for i in range(machine.loop.outs_n):
+            out = &machine.loop.outs[i]
+            if out.buf.n:
+                peer = self.gateways.get(out.incarnation)
+                if peer is not None:
+                    self.answer_one(<Stream?>peer.key, out)
+                    self.answered.append(out.incarnation)
+        return 0
+
+    cdef int answer_one(self, Stream gateway, Outbox *out) except -1:
         cdef uint8_t *f
         if gateway.fd < 0:
             return 0

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from kvnode._core import meters
 from kvnode._core.hashkv import HashKeys
 from kvnode._core.ranges import RangeReader
-from kvnode._core.sharedword import APPLIED, COMMIT, DAMAGE, SOLE, TERM
+from kvnode._core.sharedword import ANSWERED, APPLIED, COMMIT, DAMAGE, SOLE, TERM
 from kvnode._core.storetxn import TREE_META
 from kvnode.api.node import Done, Facts, HashOfKeys
 from kvnode.base.codes import Code
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 HASH_WORK = 5_000  # units of 100 ns: half a millisecond, the bound is one
 HASHES_MAX = 64
+BEHIND_US = 2_000
 _ALARM = struct.Struct("<QiI")
 _ANY_KEY = rpcpb.RangeRequest(key=b"\0", count_only=True).SerializeToString()
 
@@ -78,7 +79,14 @@ class Member:
         gateway = self.gateway
         revision = 0
         if gateway.reader is not None:
-            revision = gateway.snapshot(newest=True).revision
+            reader = gateway.snapshot(newest=True, wait=False)
+            if gateway.snapshot_behind:
+                # What was answered before this was asked is in the header, too.
+                gateway.words.wait_applied(gateway.words.get(ANSWERED), BEHIND_US)
+                reader = gateway.snapshot(newest=True, wait=False)
+            revision = reader.revision
+            # The turn's end lets go of the snapshot.
+            gateway.soon()
         return rpcpb.ResponseHeader(
             cluster_id=self.cluster_id,
             member_id=self.member_id,

@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvnode._core.h2 import Http2
-from kvnode._core.ranges import RangeReader
 from kvnode._core.sharedword import TERM
 from kvnode._core.watchcalls import Watches
 from kvnode._core.watchhub import WatchHub
@@ -52,7 +51,7 @@ class Watching:
         gateway.on_turn.append(self.turn)
         gateway.on_drain.append(self.drain)
 
-    def on_head(self, reader: RangeReader) -> None:
+    def on_head(self) -> None:
         """The map has moved."""
         self.moved = True
 
