@@ -296,7 +296,8 @@ class Config:
 
     listen_zmq_urls: tuple[str, ...] = _option(
         (), parse_list, "tcp://HOST:PORT of the native protocol (default: the first client URL's "
-        "host, its port + 3; beside https:// this machine alone).", ZMQ, etcd=False, check=_urls("tcp"))
+        "host, its port + 3; beside https:// this machine alone).", ZMQ, etcd=False,
+        check=_urls("tcp"))
     link: str = _option(
         "unix", parse_text, "Between the processes of the node: unix sockets or zmq.", ZMQ,
         etcd=False, check=_one_of("unix", "zmq"))
