@@ -11,7 +11,6 @@ cdef enum:
     M_LEADER_CHANGES = 1
     M_HAS_LEADER = 2              # gauge
     M_IS_LEADER = 3               # gauge
-    M_PROPOSALS_FAILED = 4
     M_PROPOSALS_PENDING = 5       # gauge
     M_HEARTBEAT_FAILURES = 8
     M_SLOW_READ_INDEXES = 9
@@ -43,6 +42,7 @@ cdef enum:
     M_NATIVE_CONNECTIONS = 55     # gauge
     M_GRPC_CONNECTIONS = 56       # gauge
     M_HTTP_REQUESTS = 57
+    M_PROPOSALS_FAILED = 58
 
     M_RESTARTS = 64               # supervisor
     M_DEAD_CPU_US = 65            # of children that ended

@@ -11,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
+from kvnode._core import meters
 from kvnode.api.asgi import App, BodyError, Receive, Scope, Send, refuse
 from kvnode.api.jsongateway import refuse_body
 from kvnode.base.config import Config
@@ -179,6 +180,7 @@ class Connection(HttpToolsProtocol):
         self.in_headers = False
         self.header_bytes = 0
         self._stop_header_timer()
+        meters.add(meters.SLOT["http_requests"])
         self.app = self._application()
         super().on_headers_complete()
 

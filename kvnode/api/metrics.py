@@ -195,7 +195,7 @@ class Exposition(Collector):
         yield gauge("etcd_server_proposals_pending", "Proposals without an answer.",
                     self.r.pending)
         yield counter("etcd_server_proposals_failed_total", "Proposals that were not taken.",
-                      get(slot["proposals_failed"]))
+                      self._total("proposals_failed"))
         yield counter("etcd_server_heartbeat_send_failures_total",
                       "Heartbeats that could not be sent in time.",
                       get(slot["heartbeat_failures"]))

@@ -41,6 +41,7 @@ from collections.abc import Callable
 import uvloop
 
 from kvnode._core.freed import FreedSink
+from kvnode._core import meters
 from kvnode._core.front import Front
 from kvnode._core.ranges import RangeReader
 from kvnode._core.readqueue import ReadQueue
@@ -398,6 +399,7 @@ class Gateway:
         if number in self.repeated:
             self.loop.call_later(FULL_SECONDS, self.repeat, number)
             return
+        meters.add(meters.SLOT["proposals_failed"])
         self.front.refuse(batch, code)
         self.forget_finished()
 
