@@ -190,7 +190,7 @@ class Config:
     enable_grpc_gateway: bool = _option(
         True, parse_flag, "Serve JSON over HTTP/1.1 below /v3/.", MEMBER)
     metrics: str = _option(
-        "basic", parse_text, "basic, or extensive: also histograms of each RPC's duration.", MEMBER,
+        "basic", parse_text, "basic or extensive; histograms of RPCs are told either way.", MEMBER,
         check=_one_of("basic", "extensive"))
     max_concurrent_streams: int = _option(
         (1 << 32) - 1, parse_count, "Most calls that one connection may have open.", MEMBER,
