@@ -144,6 +144,7 @@ cdef class Streams(Calls):
     cdef int64_t owner_room(self, Stream *s) noexcept nogil
     cdef void owner_count(self, Stream *s, int64_t n) noexcept nogil
     # incoming
+    cdef int end_some(self, bint asked_leader, int status, bytes text) except -1
     cdef int open_call(self, Stream *s) except -1
     cdef int feed(self, Stream *s, const uint8_t *p, size_t n) except -1
     cdef int half_close(self, Stream *s) except -1

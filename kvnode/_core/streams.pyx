@@ -180,17 +180,26 @@ cdef class Streams(Calls):
     def set_leader(self, bint has, bint end_streams=True) -> None:
         """Whether this member knows a leader. Without one, new calls that ask for it are refused,
         and with `end_streams` open streams that did end."""
+        self.leader = has
+        if not has and end_streams:
+            self.end_some(True, CODE_UNAVAILABLE, b"etcdserver: no leader")
+
+    def end_streams(self, int status, str text not None) -> None:
+        """Ends the calls of methods whose client streams: a watch would never end by itself."""
+        self.end_some(False, status, text.encode())
+
+    cdef int end_some(self, bint asked_leader, int status, bytes text) except -1:
         cdef size_t i
         cdef Stream *s
-        self.leader = has
-        if has or not end_streams:
-            return
         for i in range(self.streams.size()):
             s = self.streams[i]
-            if not s.used or not s.opened or s.finished or s.reset or not s.has_leader:
+            if not s.used or not s.opened or s.finished or s.reset:
                 continue
-            if self.routes[s.route].client_streams or self.routes[s.route].server_streams:
-                self.refuse(s, CODE_UNAVAILABLE, b"etcdserver: no leader")
+            if self.routes[s.route].client_streams or (
+                    asked_leader and self.routes[s.route].server_streams):
+                if s.has_leader or not asked_leader:
+                    self.refuse(s, status, text)
+        return 0
 
     # --- the table ------------------------------------------------------------------------------
 

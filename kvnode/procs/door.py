@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvnode._core.h2 import Http2
 from kvnode.base.ciphers import openssl_list
+from kvnode.base.codes import Grpc
 from kvnode.base.config import Config
 from kvnode.base.errors import ConfigError
 from kvnode.base.limits import MIB
@@ -45,6 +46,7 @@ HANDSHAKE_SECONDS = 10.0
 BACKLOG = 4096
 TCP_NOTSENT_LOWAT = 25
 KEEPALIVE_SECONDS = 15
+STREAMS_SECONDS = 0.2
 
 Http1 = Callable[[asyncio.Transport, bytes], None]
 """Takes a connection over: its transport and what was read of it."""
@@ -224,7 +226,7 @@ class ClientDoor:
         self.door = Door(gateway.loop, self.http2, gateway.soon)
         self.tls: ssl.SSLContext | None = None
         gateway.on_serving.append(self.serve)
-        gateway.on_drain.append(self.door.drain)
+        gateway.on_drain.append(self.drain)
 
     def on_work(self) -> None:
         """Something waits for a flush: this turn's, or another's."""
@@ -241,6 +243,13 @@ class ClientDoor:
         self.http2.flush()
         front = self.gateway.front
         self.door.hold(front.open_bytes + front.gathered_bytes > OPEN_BYTES_MAX)
+
+    def drain(self) -> None:
+        """No new connections; calls that would never end are ended soon, as etcd's."""
+        self.door.drain()
+        self.gateway.loop.call_later(
+            STREAMS_SECONDS, self.http2.end_streams, Grpc.UNAVAILABLE, "etcdserver: server stopped"
+        )
 
     def serve(self) -> None:
         """The gateway serves: clients are accepted."""

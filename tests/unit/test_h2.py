@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import os
 import random
 import struct
 
@@ -378,6 +379,20 @@ def test_drain(server: Server, pair: Pair) -> None:
     assert pair.transport.closed
 
 
+def test_end_streams(server: Server, pair: Pair) -> None:
+    chat = pair.open("/t.T/Chat")
+    echo = pair.open("/t.T/Echo")
+    pair.run()
+    server.http2.end_streams(14, "etcdserver: server stopped")
+    pair.run()
+    answer = pair.answers[chat]
+    assert (answer.status, answer.text) == (14, "etcdserver: server stopped")
+    assert server.upcalls() == ["open", "open", "gone"]
+    pair.send(echo, message(b"x"), end=True)
+    pair.run()
+    assert pair.answers[echo].messages == [b"x"]
+
+
 def test_drain_of_a_silent_client(server: Server, pair: Pair) -> None:
     server.http2.drain()
     server.http2.flush()
@@ -671,6 +686,7 @@ def test_server_pings_silent_connections() -> None:
     assert dead.transport.closed and not pair.transport.closed
 
 
+@pytest.mark.skipif("KVNODE_SANITIZE" in os.environ, reason="a sanitizer takes memory of its own")
 def test_idle_connections_are_cheap(server: Server) -> None:
     def resident() -> int:
         with open("/proc/self/statm") as file:
