@@ -24,11 +24,13 @@ def alarm_text(alarm: int, member: int) -> str:
 
 def status_of(node: Node, version: str = ETCD_VERSION) -> rpcpb.StatusResponse:
     """Status of this member. `version`: what the door that asks calls this program."""
+    # The header first: it waits until what was answered before is in the map.
+    header = node.header()
     facts = node.facts()
     errors = [] if facts.leader else [NO_LEADER]
     errors += [alarm_text(*alarm) for alarm in facts.alarms]
     return rpcpb.StatusResponse(
-        header=node.header(),
+        header=header,
         version=version,
         dbSize=facts.db_bytes,
         leader=facts.leader,
