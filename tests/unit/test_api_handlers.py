@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from kvnode.api.attach import PYTHON_PATHS, attach
@@ -13,6 +15,7 @@ from kvnode.base.config import complete
 from kvnode.proto import POOL, health_pb2, reflection_pb2, reflection_v1alpha_pb2
 from kvnode.proto import rpc_pb2 as rpcpb
 from tests.support.calls import Router
+from tests.support.randompb import damage, fill
 
 M = "/etcdserverpb.Maintenance/"
 HEADER = rpcpb.ResponseHeader(cluster_id=7, member_id=8, revision=9, raft_term=2)
@@ -286,3 +289,29 @@ def test_reflection_sends_an_import_once(router):
 )  # fmt: skip
 def test_reflection_of_what_is_not_there(router, what, code):
     assert Reflection(router, "v1").ask(**what).error_response.error_code == code
+
+
+# --- any bytes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(PYTHON_PATHS))
+def test_any_bytes_end_in_a_status(node, router, path, caplog):
+    """Random messages and damage: an answer or a status, never a handler's mistake."""
+    rng = random.Random(path)
+    node.found = (Code.OK, HashOfKeys(1, 2, 3, 4))
+    for _ in range(60):
+        message = RPCS[path].request()
+        fill(rng, message)
+        data = message.SerializeToString()
+        if rng.random() < 0.7:
+            data = damage(rng, data) if rng.random() < 0.7 else rng.randbytes(rng.randrange(40))
+        call = router.open(path)
+        if call.status is None:
+            call.on_message(data)
+        if RPCS[path].client_streams:
+            call.on_half_close()
+        call.on_gone()
+        assert call.status is not None or RPCS[path].server_streams
+        for sent in call.sent:
+            RPCS[path].response.FromString(sent)
+    assert not caplog.records
