@@ -79,8 +79,9 @@ cdef class Watches(Methods):
         """One turn on the reader's snapshot: requests, then about 1 ms of events.
 
         The snapshot is to be younger than every request that waits; a reader without one takes it
-        here, and the caller closes it. True: there is more to do, call again soon. Blocking: no. Errors: DiskError,
-        CorruptionError (of the store's heads; damaged records end the watchers they concern).
+        here, and the caller closes it. True: there is more to do, call again soon. Blocking: no.
+        Errors: DiskError, CorruptionError (of the store's heads; damaged records end the watchers
+        they concern).
         """
         cdef Stream *s
         cdef int left = TURN_REQUESTS

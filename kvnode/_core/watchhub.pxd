@@ -38,6 +38,8 @@ cdef class WatchHub:
     cdef size_t streams_n
     cdef size_t alive
     cdef size_t watchers_max
+    cdef size_t interest_bytes
+    cdef size_t interest_bytes_max
     # the slice under way
     cdef int phase
     cdef int side

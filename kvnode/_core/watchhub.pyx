@@ -125,13 +125,14 @@ cdef class WatchHub:
     seed: of the hash tables and of the progress ticks' jitter. slice_work: units of about 100 ns,
     slice_bytes: of events, that a slice reads before it ends at the next main revision.
     fragment_bytes: a response of a `fragment` watcher is split from this size on.
-    progress_us: interval of progress_notify. watchers_max: more are refused.
+    progress_us: interval of progress_notify. watchers_max, interest_bytes_max (of their keys): more are
+    refused.
     """
 
     def __cinit__(self, Calls calls not None, *, unsigned long long seed=0,
                   unsigned long long slice_work=10_000, size_t slice_bytes=1 << 18,
                   size_t fragment_bytes=1 << 21, unsigned long long progress_us=600_000_000,
-                  size_t watchers_max=1_000_000):
+                  size_t watchers_max=1_000_000, size_t interest_bytes_max=1 << 28):
         self.calls = calls
         self.index = Index(seed)
         self.dice = seed ^ 0x2545F4914F6CDD1D
@@ -142,6 +143,7 @@ cdef class WatchHub:
         self.ids = Ids()
         self.progress_us = progress_us
         self.watchers_max = watchers_max
+        self.interest_bytes_max = interest_bytes_max
         self.next_due = 0xFFFFFFFFFFFFFFFF
         self.head.cursor = 2
         self.head.taken = True
@@ -272,7 +274,9 @@ cdef class WatchHub:
             return MADE_DUPLICATE
         else:
             id[0] = q.watch_id
-        if self.ids.n >= self.watchers_max:
+        if self.ids.n >= self.watchers_max or (
+            self.interest_bytes + q.key.n + end.n > self.interest_bytes_max
+        ):
             return MADE_TOO_MANY
         if q.watch_id == 0:
             s.next_id += 1
@@ -292,6 +296,7 @@ cdef class WatchHub:
             free(w)
             raise MemoryError
         w.node.refs += 1
+        self.interest_bytes += w.node.key.n + w.node.end.n
         if q.prev_kv:
             w.node.prevs += 1
         self.ids.add(w)
@@ -368,6 +373,7 @@ cdef class WatchHub:
     cdef void release_node(self, Watcher *w) noexcept nogil:
         cdef Node *node = w.node
         w.node = NULL
+        self.interest_bytes -= node.key.n + node.end.n
         if w.flags & W_PREV:
             node.prevs -= 1
         node.refs -= 1

@@ -361,6 +361,20 @@ def test_requests_wait_while_the_stream_is_full() -> None:
     assert site.hub.watchers == len(client.watches) == 100
 
 
+def test_watchers_are_bounded_in_number_and_in_bytes() -> None:
+    site = Site(watchers_max=5, interest_bytes_max=100)
+    client = Client(site)
+    for key in (b"k" * 90, b"k" * 11, b"k" * 10):
+        client.watch(Wish(key))
+    site.settle()
+    assert [r.cancel_reason for r in client.read()] == ["", "etcdserver: too many requests", ""]
+    client.cancel(0)
+    for _ in range(5):
+        client.watch(Wish(b"k"))
+    site.settle()
+    assert [bool(r.cancel_reason) for r in client.read()][1:] == [False] * 4 + [True]
+
+
 def test_streams_that_go_leave_nothing() -> None:
     site = Site()
     clients = [created(site, PREFIX, Wish(b"a"), Wish(b"a", start=1)) for _ in range(5)]
