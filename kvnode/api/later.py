@@ -44,7 +44,9 @@ def attach(router: Router, node: Node) -> None:
     """Registers them all."""
     for path, what in LATER.items():
         refuse_all(router, path, not_yet(what))
-    refuse_all(router, f"/{_AUTH}/Authenticate", AUTH_NOT_ENABLED)
+
+    def authenticate(request: rpcpb.AuthenticateRequest, answer: Answer) -> None:
+        answer.refuse(AUTH_NOT_ENABLED)
 
     def status(request: rpcpb.AuthStatusRequest, answer: Answer) -> None:
         answer.end(
@@ -56,5 +58,6 @@ def attach(router: Router, node: Node) -> None:
     def disable(request: rpcpb.AuthDisableRequest, answer: Answer) -> None:
         answer.end(rpcpb.AuthDisableResponse(header=node.header()))
 
+    serve(router, f"/{_AUTH}/Authenticate", authenticate)
     serve(router, f"/{_AUTH}/AuthStatus", status)
     serve(router, f"/{_AUTH}/AuthDisable", disable)
