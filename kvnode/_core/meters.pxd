@@ -11,7 +11,6 @@ cdef enum:
     M_LEADER_CHANGES = 1
     M_HAS_LEADER = 2              # gauge
     M_IS_LEADER = 3               # gauge
-    M_PROPOSALS_PENDING = 5       # gauge
     M_HEARTBEAT_FAILURES = 8
     M_SLOW_READ_INDEXES = 9
     M_READ_INDEXES_FAILED = 10
@@ -22,11 +21,7 @@ cdef enum:
     M_REVISION = 19               # gauge
     M_COMPACT_REVISION = 20       # gauge
     M_SLOW_APPLIES = 21
-    M_PUT_BYTES = 22
-    M_KEYS = 23                   # gauge
     M_DEFRAG_RUNNING = 24         # gauge
-    M_REPEATED = 25
-    M_SESSIONS = 26               # gauge
     M_LEASES_GRANTED = 27
     M_LEASES_REVOKED = 28
 
@@ -39,14 +34,12 @@ cdef enum:
     M_WATCH_STREAMS = 52          # gauge
     M_SLOW_WATCHERS = 53          # gauge
     M_PENDING_EVENTS = 54         # gauge
-    M_NATIVE_CONNECTIONS = 55     # gauge
     M_GRPC_CONNECTIONS = 56       # gauge
     M_HTTP_REQUESTS = 57
     M_PROPOSALS_FAILED = 58
 
     M_RESTARTS = 64               # supervisor
     M_DEAD_CPU_US = 65            # of children that ended
-    M_START_US = 66               # Unix time
 
     # histograms
     H_WAL_FSYNC = 0

@@ -223,25 +223,22 @@ BOUNDS = [[first_ns[h] * (1 << i) for i in range(bounds[h])] for h in range(H_CO
 SLOT = {
     "wal_bytes": M_WAL_BYTES, "leader_changes": M_LEADER_CHANGES, "has_leader": M_HAS_LEADER,
     "is_leader": M_IS_LEADER, "proposals_failed": M_PROPOSALS_FAILED,
-    "proposals_pending": M_PROPOSALS_PENDING, "heartbeat_failures": M_HEARTBEAT_FAILURES,
-    "slow_read_indexes": M_SLOW_READ_INDEXES, "read_indexes_failed": M_READ_INDEXES_FAILED,
-    "puts": M_PUTS, "deletes": M_DELETES, "txns": M_TXNS, "revision": M_REVISION,
-    "compact_revision": M_COMPACT_REVISION, "slow_applies": M_SLOW_APPLIES,
-    "put_bytes": M_PUT_BYTES, "keys": M_KEYS, "defrag_running": M_DEFRAG_RUNNING,
-    "repeated": M_REPEATED, "sessions": M_SESSIONS, "leases_granted": M_LEASES_GRANTED,
-    "leases_revoked": M_LEASES_REVOKED, "ranges": M_RANGES, "health_good": M_HEALTH_GOOD,
-    "health_bad": M_HEALTH_BAD, "probes": M_PROBES, "events": M_EVENTS, "watchers": M_WATCHERS,
-    "watch_streams": M_WATCH_STREAMS, "slow_watchers": M_SLOW_WATCHERS,
-    "pending_events": M_PENDING_EVENTS, "native_connections": M_NATIVE_CONNECTIONS,
+    "heartbeat_failures": M_HEARTBEAT_FAILURES, "slow_read_indexes": M_SLOW_READ_INDEXES,
+    "read_indexes_failed": M_READ_INDEXES_FAILED, "puts": M_PUTS, "deletes": M_DELETES,
+    "txns": M_TXNS, "revision": M_REVISION, "compact_revision": M_COMPACT_REVISION,
+    "slow_applies": M_SLOW_APPLIES, "defrag_running": M_DEFRAG_RUNNING,
+    "leases_granted": M_LEASES_GRANTED, "leases_revoked": M_LEASES_REVOKED, "ranges": M_RANGES,
+    "health_good": M_HEALTH_GOOD, "health_bad": M_HEALTH_BAD, "probes": M_PROBES,
+    "events": M_EVENTS, "watchers": M_WATCHERS, "watch_streams": M_WATCH_STREAMS,
+    "slow_watchers": M_SLOW_WATCHERS, "pending_events": M_PENDING_EVENTS,
     "grpc_connections": M_GRPC_CONNECTIONS, "http_requests": M_HTTP_REQUESTS,
-    "restarts": M_RESTARTS, "dead_cpu_us": M_DEAD_CPU_US, "start_us": M_START_US,
+    "restarts": M_RESTARTS, "dead_cpu_us": M_DEAD_CPU_US,
 }
 """Counters and gauges by name."""
 
 GAUGES = frozenset((
-    M_HAS_LEADER, M_IS_LEADER, M_PROPOSALS_PENDING, M_REVISION, M_COMPACT_REVISION, M_KEYS,
-    M_DEFRAG_RUNNING, M_SESSIONS, M_WATCHERS, M_WATCH_STREAMS, M_SLOW_WATCHERS, M_PENDING_EVENTS,
-    M_NATIVE_CONNECTIONS, M_GRPC_CONNECTIONS,
+    M_HAS_LEADER, M_IS_LEADER, M_REVISION, M_COMPACT_REVISION, M_DEFRAG_RUNNING, M_WATCHERS,
+    M_WATCH_STREAMS, M_SLOW_WATCHERS, M_PENDING_EVENTS, M_GRPC_CONNECTIONS,
 ))
 """Slots that go down as well: a process that is started again begins them at zero."""
 

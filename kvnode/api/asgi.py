@@ -73,16 +73,18 @@ def header(scope: Scope, name: bytes) -> str | None:
 
 
 class Bodies:
-    """Reads whole bodies, each under a cap and in a time, all together under a budget."""
+    """Reads whole bodies, each under a cap and in a time, all together under a budget that they
+    count in until their call has ended (`release`)."""
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
         self.held = 0
 
     async def read(self, receive: Receive) -> bytes:
-        """The body of a request. Errors: BodyError, GoneError."""
+        """The body of a request, to be released. Errors: BodyError, GoneError."""
         parts: list[bytes] = []
         size = 0
+        whole = False
         try:
             async with asyncio.timeout(HTTP_BODY_SECONDS):
                 while True:
@@ -100,8 +102,14 @@ class Bodies:
                         raise BodyError(503, "too many bodies are being received")
                     parts.append(part)
                     if not message.get("more_body", False):
+                        whole = True
                         return b"".join(parts)
         except TimeoutError:
             raise BodyError(408, "the body did not come in time") from None
         finally:
-            self.held -= size
+            if not whole:
+                self.held -= size
+
+    def release(self, body: bytes) -> None:
+        """The call that this body was for has ended."""
+        self.held -= len(body)

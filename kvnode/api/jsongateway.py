@@ -52,7 +52,7 @@ from kvnode.proto import rpc_pb2 as rpcpb
 THREAD_BYTES = 64 * KIB
 """A body above this is parsed in a thread."""
 
-SMALL_LIMIT = 100
+SMALL_LIMIT = 10
 """A Range of so many keys at most is answered by one message."""
 
 log = logging.getLogger("gateway")
@@ -211,7 +211,18 @@ class Gateway:
         send: Send,
     ) -> None:
         """Reads, calls, answers."""
-        request = await parse(rpc.request, await self.bodies.read(receive))
+        body = await self.bodies.read(receive)
+        try:
+            request = await parse(rpc.request, body)
+            await self.call(rpc, request, metadata, timeout, receive, send)
+        finally:
+            self.bodies.release(body)
+
+    async def call(
+        self, rpc: Rpc, request: bytes, metadata: dict[str, str], timeout: float | None,
+        receive: Receive, send: Send,
+    ) -> None:
+        """One call, answered."""
         if rpc.path == _RANGE and may_be_large(request):
             await self.on_large_range(request, metadata, timeout, receive, send)
             return

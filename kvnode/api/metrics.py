@@ -381,6 +381,8 @@ class Exposition(Collector):
                     use.start_seconds)
         yield counter("kvnode_process_restarts_total", "Processes of the node started again.",
                       supervisor(SLOT["restarts"]))
+        yield gauge("kvnode_grpc_connections", "Connections that speak HTTP/2.",
+                    self._total("grpc_connections"))
         yield counter("kvnode_http_requests_total", "Requests over HTTP/1.1.",
                       self._total("http_requests"))
 

@@ -138,6 +138,7 @@ class HttpSide:
         meters.put(slot["slow_watchers"], hub.slow)
         meters.put(slot["pending_events"], hub.pending)
         meters.put(slot["events"], hub.events_sent)
+        meters.put(slot["grpc_connections"], self.gateway.services.http2.connections)
 
     # --- several gateways -----------------------------------------------------------------------
 

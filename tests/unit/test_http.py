@@ -173,8 +173,8 @@ def test_a_range_of_many_keys_is_read_as_a_stream() -> None:
 def test_which_ranges_are_read_as_a_stream() -> None:
     for given, large in (
         ({"range_end": b"z"}, True),
-        ({"range_end": b"z", "limit": 100}, False),
-        ({"range_end": b"z", "limit": 101}, True),
+        ({"range_end": b"z", "limit": 10}, False),
+        ({"range_end": b"z", "limit": 11}, True),
         ({"range_end": b"z", "limit": -1}, True),
         ({}, False),
         ({"range_end": b"z", "count_only": True}, False),
@@ -226,6 +226,29 @@ def test_a_chunked_body_is_cut_at_the_cap() -> None:
         assert b" 413 " in raw.split(b"\r\n")[0]
         writer.close()
         assert not site.calls
+
+    serve(case)
+
+
+def test_bodies_have_a_budget_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvnode.api.asgi.HTTP_BODIES_BYTES_MAX", 100)
+
+    async def case(site: FakeSite, served: Served) -> None:
+        site.handlers[PUT] = lambda request: None
+        first, writer = await served.open()
+        body = b'{"key":"%s"}' % (b"A" * 80)
+        head = b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+        writer.write(head + body)
+        while not site.calls:
+            await asyncio.sleep(0.01)
+        got = await served.ask("POST", "/v3/kv/put", body)
+        assert got[0] == 503 and json.loads(got[2])["code"] == 14
+        site.calls[0].reply(b"")
+        site.calls[0].end(0, "")
+        assert b" 200 " in await first.readline()
+        site.handlers[PUT] = lambda request: rpcpb.PutResponse()
+        assert (await served.ask("POST", "/v3/kv/put", body))[0] == 200
+        writer.close()
 
     serve(case)
 
