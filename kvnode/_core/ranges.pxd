@@ -19,7 +19,8 @@ ctypedef struct RangeItem:
     uint32_t sub
     uint32_t lead_n           # SORT_BY_VALUE: the value's length up to 16, 17 = longer
     int64_t number            # what the sort compares: version, create or mod revision
-    uint64_t lead[2]          # first 16 bytes of the value, big-endian, zero-padded
+    # first 16 bytes of the value, big-endian, zero-padded; other targets: [0] is Seen's kv_bytes
+    uint64_t lead[2]
 
 # A Range under way. The request's slices must live until range_free.
 ctypedef struct RangeState:

@@ -94,6 +94,7 @@ from kvnode._core.revindex cimport (
     iter_close,
     iter_init,
     iter_next,
+    meta_kv_bytes,
 )
 from kvnode._core.store cimport ST_NOTFOUND, ST_OK, TREE_META
 from kvnode._core.storetxn cimport ReadTxn
@@ -122,6 +123,7 @@ ctypedef struct Seen:
     uint32_t sub
     int64_t create
     int64_t version
+    size_t kv_bytes       # of its message, when the index tells; else 0
 
 
 # --- the request's meaning ----------------------------------------------------------------------
@@ -191,6 +193,7 @@ cdef int see(const kv_store *ops, void *txn, kv_slice key, const Meta *meta, uin
     """The version of the key visible at `at`; create and version only when `fields`."""
     cdef KeyValue kv
     cdef int rc
+    seen.kv_bytes = 0
     if meta.mod_main <= at:
         if meta.flags & META_TOMBSTONE:
             return REC_NONE
@@ -198,6 +201,7 @@ cdef int see(const kv_store *ops, void *txn, kv_slice key, const Meta *meta, uin
         seen.sub = meta.mod_sub
         seen.create = <int64_t>meta.create
         seen.version = <int64_t>meta.version
+        seen.kv_bytes = meta_kv_bytes(key.n, meta)
         return REC_OK
     rc = index_at(ops, txn, key, meta, at, floor, &seen.main, &seen.sub, steps)
     if rc != REC_OK or not fields:
@@ -266,6 +270,9 @@ cdef int measure(const kv_store *ops, void *txn, int keys_mode, const kv_slice *
     cdef Record rec
     cdef kv_buf one
     cdef int rc
+    if keys_mode == KEYS_NO and s.kv_bytes:
+        size[0] += 1 + kv_varint_size(s.kv_bytes) + s.kv_bytes
+        return REC_OK
     if keys_mode == KEYS_NO:
         rc = read_head(ops, txn, s.main, s.sub, &rec)
         if rc == REC_OK:
@@ -340,6 +347,7 @@ cdef int collect(RangeState *st, const kv_store *ops, void *txn, const Seen *s) 
     item = &st.items[st.items_n]
     item.main = s.main
     item.sub = s.sub
+    item.lead[0] = s.kv_bytes
     st.items_n += 1
     if st.req.sort_target == SORT_BY_VERSION:
         item.number = s.version
@@ -537,6 +545,9 @@ cdef int emit_items(RangeState *st, const kv_store *ops, void *txn, uint64_t wor
             return RANGE_MORE
         seen.main = st.items[st.items_at].main
         seen.sub = st.items[st.items_at].sub
+        seen.kv_bytes = 0
+        if st.req.sort_target != SORT_BY_VALUE:
+            seen.kv_bytes = <size_t>st.items[st.items_at].lead[0]
         before = out.n
         rc = emit_or_measure(st, ops, txn, NULL, &seen, out)
         if rc != REC_OK:

@@ -25,7 +25,14 @@ ctypedef struct Meta:
     uint32_t mod_sub
     uint8_t flags
     uint8_t depth
-    uint16_t zero
+    uint16_t value_mark       # length of the value + 1; 0: look into the record
+
+# What index_upsert is to be given for a value of n bytes.
+cdef inline uint16_t value_mark(size_t n) noexcept nogil:
+    return <uint16_t> (n + 1) if n < 65535 else 0
+
+# Bytes of the record's KeyValue message; 0: the entry does not tell.
+cdef size_t meta_kv_bytes(size_t key_n, const Meta *m) noexcept nogil
 
 cdef inline bint meta_live(const Meta *m) noexcept nogil:
     return m.mod_main != 0 and (m.flags & META_TOMBSTONE) == 0
@@ -35,13 +42,14 @@ cdef int index_get(const kv_store *ops, void *txn, kv_slice key, Meta *meta) noe
 
 # Put (tombstone = 0) or delete (1) of `key` at revision (main, sub), in one descent.
 # *old: the entry before, also of a tombstone; mod_main = 0 when there was none. *new: the entry
-# now; the record to append has depth new.depth and prev (old.mod_main, old.mod_sub). Delete:
+# now, with `mark` (see value_mark); the record to append has depth new.depth and prev
+# (old.mod_main, old.mod_sub). Delete:
 # REC_NONE, nothing written, when no live key was there. The caller appends the record before its
 # next call on a long key, since buckets read whole keys from records; and calls hist_put when
 # new.depth is 0. floor: tombstones below it count as no entry. The state machine passes 0: with
 # the compact revision a read that began before the compaction would lose its way back.
 cdef int index_upsert(const kv_store *ops, void *txn, kv_slice key, uint64_t main, uint32_t sub,
-                      int tombstone, uint64_t lease, uint64_t floor,
+                      int tombstone, uint64_t lease, uint16_t mark, uint64_t floor,
                       Meta *old, Meta *new) noexcept nogil
 
 # Removes the key's entry, before its latest record is deleted. REC_NONE: there was none.

@@ -7,7 +7,7 @@ TREE_KEYS: key -> 40 bytes, Meta in revindex.pxd:
 
     0  u64 mod_main       24 u64 lease       36 u8  flags: 1 tombstone
     8  u64 create         32 u32 mod_sub     37 u8  depth of the latest record
-    16 u64 version                           38 u16 zero
+    16 u64 version                           38 u16 length of the value + 1, 0: not told
 
 A key of 1..510 bytes stands as itself. Longer ones (LMDB's limit is 511) share a bucket:
 key = first 510 bytes + 0x00, value = Metas sorted by whole key. A bucket sorts right behind the
@@ -44,7 +44,7 @@ from kvnode._core.buf cimport (
     kv_store_be32,
     kv_store_be64,
 )
-from kvnode._core.etcdpb cimport KeyValue
+from kvnode._core.etcdpb cimport KeyValue, kv_size
 from kvnode._core.records cimport (
     REC_CORRUPT,
     REC_FAILED,
@@ -82,7 +82,7 @@ cdef enum:
 
 cdef inline int meta_load(kv_slice v, Meta *m) noexcept nogil:
     memcpy(m, v.p, META_BYTES)
-    if m.mod_main == 0 or (m.flags & ~META_TOMBSTONE) or m.zero or m.depth >= HIST_STRIDE:
+    if m.mod_main == 0 or (m.flags & ~META_TOMBSTONE) or m.depth >= HIST_STRIDE:
         return REC_CORRUPT
     return REC_OK
 
@@ -211,7 +211,21 @@ cdef int index_get(const kv_store *ops, void *txn, kv_slice key, Meta *meta) noe
     return meta_load(v, meta)
 
 
-cdef inline void first_meta(Meta *new, uint64_t main, uint32_t sub, uint64_t lease) noexcept nogil:
+cdef size_t meta_kv_bytes(size_t key_n, const Meta *m) noexcept nogil:
+    cdef KeyValue kv
+    if m.value_mark == 0:
+        return 0
+    kv.key.n = key_n
+    kv.create_revision = <int64_t>m.create
+    kv.mod_revision = <int64_t>m.mod_main
+    kv.version = <int64_t>m.version
+    kv.value.n = m.value_mark - 1
+    kv.lease = <int64_t>m.lease
+    return kv_size(&kv)
+
+
+cdef inline void first_meta(Meta *new, uint64_t main, uint32_t sub, uint64_t lease,
+                            uint16_t mark) noexcept nogil:
     memset(new, 0, sizeof(Meta))
     new.mod_main = main
     new.mod_sub = sub
@@ -219,6 +233,7 @@ cdef inline void first_meta(Meta *new, uint64_t main, uint32_t sub, uint64_t lea
     new.version = 1
     new.lease = lease
     new.depth = 1
+    new.value_mark = mark
 
 
 cdef int next_meta(Meta *old, int tombstone, uint64_t floor, Meta *new) noexcept nogil:
@@ -241,6 +256,7 @@ cdef int next_meta(Meta *old, int tombstone, uint64_t floor, Meta *new) noexcept
         new.create = 0
         new.version = 0
         new.lease = 0
+        new.value_mark = 0
     return REC_OK
 
 
@@ -274,12 +290,12 @@ cdef int upsert_long(const kv_store *ops, void *txn, kv_slice key, int tombstone
 
 
 cdef int index_upsert(const kv_store *ops, void *txn, kv_slice key, uint64_t main, uint32_t sub,
-                      int tombstone, uint64_t lease, uint64_t floor,
+                      int tombstone, uint64_t lease, uint16_t mark, uint64_t floor,
                       Meta *old, Meta *new) noexcept nogil:
     cdef kv_slice existing
     cdef int st, rc
     memset(old, 0, sizeof(Meta))
-    first_meta(new, main, sub, lease)
+    first_meta(new, main, sub, lease, mark)
     if key.n == 0:
         return REC_NONE if tombstone else REC_FAILED
     if key.n > SHORT_KEY_MAX:
@@ -687,7 +703,7 @@ cdef int write_one(const kv_store *ops, void *txn, uint64_t main, uint32_t sub, 
                    uint32_t *crc) noexcept nogil:
     cdef Meta old, new
     cdef KeyValue kv
-    cdef int rc = index_upsert(ops, txn, key, main, sub, dead, lease, floor, &old, &new)
+    cdef int rc = index_upsert(ops, txn, key, main, sub, dead, lease, 0, floor, &old, &new)
     if rc != REC_OK:
         return rc
     memset(&kv, 0, sizeof(kv))
@@ -716,7 +732,7 @@ def write_all(WriteTxn txn not None, unsigned long long main, list keys not None
     cdef kv_slice v = as_slice(value)
     for key in keys:
         if index_only:
-            need(index_upsert(txn.ops, txn.txn, as_slice(key), main, 0, 0, 0, 0, &old, &new),
+            need(index_upsert(txn.ops, txn.txn, as_slice(key), main, 0, 0, 0, 0, 0, &old, &new),
                  "index_upsert")
         else:
             need(write_one(txn.ops, txn.txn, main, 0, as_slice(key), v, 0, 0, 0, &crc), "write")

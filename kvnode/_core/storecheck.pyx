@@ -56,6 +56,7 @@ from kvnode._core.revindex cimport (
     META_TOMBSTONE,
     IndexIter,
     Meta,
+    meta_kv_bytes,
     index_get,
     iter_close,
     iter_init,
@@ -145,6 +146,8 @@ cdef const char *compare_head(const Record *rec, const KeyValue *kv, const Meta 
     if (<uint64_t>kv.create_revision != m.create or <uint64_t>kv.version != m.version
             or <uint64_t>kv.lease != m.lease):
         return b"key tree and record disagree in create revision, version or lease"
+    if m.value_mark and meta_kv_bytes(kv.key.n, m) != rec.kv_bytes:
+        return b"key tree and record disagree in the value's length"
     return NULL
 
 

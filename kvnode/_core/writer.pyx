@@ -62,6 +62,7 @@ from kvnode._core.revindex cimport (
     iter_init,
     iter_next,
     meta_live,
+    value_mark,
 )
 from kvnode._core.store cimport ST_NOTFOUND, ST_OK, TREE_LEASES
 
@@ -227,7 +228,8 @@ cdef int write_put(Writer *w, const PutReq *r, Meta *old) noexcept nogil:
         rc = keep_old(w, r, &kv.value, &kv.lease)
         if rc != REC_OK:
             return rc
-    rc = index_upsert(w.ops, w.txn, r.key, main, w.sub, 0, <uint64_t>kv.lease, 0, old, &new)
+    rc = index_upsert(w.ops, w.txn, r.key, main, w.sub, 0, <uint64_t>kv.lease,
+                      value_mark(kv.value.n), 0, old, &new)
     if rc != REC_OK:
         return rc
     kv.create_revision = <int64_t>new.create
@@ -249,7 +251,7 @@ cdef int delete_key(Writer *w, kv_slice key, Meta *old) noexcept nogil:
     cdef uint64_t main = <uint64_t>w.revision + 1
     cdef KeyValue kv
     cdef Meta new
-    cdef int rc = index_upsert(w.ops, w.txn, key, main, w.sub, 1, 0, 0, old, &new)
+    cdef int rc = index_upsert(w.ops, w.txn, key, main, w.sub, 1, 0, 0, 0, old, &new)
     if rc != REC_OK:
         return rc
     kv.key = key

@@ -318,6 +318,22 @@ def test_many_long_reads_take_turns() -> None:
     assert len({call.messages[0] for call in calls}) == 1
 
 
+@pytest.mark.parametrize("options", [{}, {"sort_order": 2}, {"sort_order": 1, "sort_target": 4}])
+def test_sizes_are_right_whatever_the_index_tells(options: dict[str, object]) -> None:
+    """Lengths around the largest that an index entry has room for; old versions; leases."""
+    member = OneMember()
+    lengths = [0, 1, 127, 128, 16383, 16384, 65533, 65534, 65535, 65536, 200_000]
+    for number in range(80):
+        put(member, b"%03d" % number, bytes(lengths[number % len(lengths)]))
+        put(member, b"%03d" % number, bytes(lengths[(number * 7 + 1) % len(lengths)]))
+    for revision in (0, 100):
+        asked = {"key": b"0", "range_end": b"1", "revision": revision} | options
+        got = range_(member, **asked)
+        assert len(got.kvs) == got.count == (80 if revision == 0 else 50)
+        if not options:
+            assert merged(stream(member, **asked)) == got
+
+
 def test_a_message_above_grpc_s_bound_is_refused() -> None:
     """Never built: its size comes first."""
     member = filled(300, value_bytes=10_000, message_bytes_max=1 << 20)
