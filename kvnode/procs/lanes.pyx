@@ -102,6 +102,7 @@ cdef class Lane:
     cdef bint armed
     cdef int passes
     cdef int passes_max
+    cdef bint enough           # the loop is to hear of what went through at once
     cdef kv_buf frame
 
     def __cinit__(self, int poll_fd, settle, int passes_max, *args):
@@ -150,7 +151,7 @@ cdef class Lane:
                 break
             n = 0
             self.passes += 1
-            if self.passes >= self.passes_max:
+            if self.enough or self.passes >= self.passes_max:
                 break
             if until:
                 ms = until - now_ms()
@@ -159,7 +160,7 @@ cdef class Lane:
         found = [(events[i].data.fd, events[i].events) for i in range(n)]
         if self.passes:
             n, self.passes = self.passes, 0
-            self.armed = False
+            self.armed = self.enough = False
             self.settle(n)
             found.append((-1, 0))
         return found
@@ -315,8 +316,7 @@ cdef class ApplyLane(Lane):
             self.answer()
         self.applied_bytes += size
         if compacted != machine.loop.x.w.compacted or len(self.gateways) != 1:
-            # What the loop is to hear of at once.
-            self.passes = self.passes_max
+            self.enough = True
         return 1
 
     cdef bint may_answer_early(self, const uint8_t *batch, size_t n) noexcept:

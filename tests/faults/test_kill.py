@@ -30,6 +30,7 @@ POINTS = (
     "consensus:bordered", "applier:entries", "applier:apply", "applier:committed",
     "applier:results", "applier:checkpoint", "applier:checkpointed",
 )  # fmt: skip
+LANE_POINTS = (("consensus:lane", 2), ("applier:lane", 3), ("applier:lane-answered", 50))
 NODE_POINTS = ("supervisor:started", "supervisor:death", "supervisor:restarted")
 DEFRAG_POINTS = ("applier:defrag-copy", "applier:defrag-switch", "applier:defrag-switched")
 FLAGS = ("--checkpoint-interval", "200ms")
@@ -187,9 +188,39 @@ def test_ten_kills_at_random_moments(tmp_path: Path) -> None:
 def test_some_named_points(tmp_path: Path) -> None:
     kill_at_points(
         tmp_path,
-        [("applier:committed", 20), ("consensus:persisted", 15)],
+        [
+            ("applier:committed", 20), ("consensus:persisted", 15),
+        ],
         seed=10,
     )
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("point", "nth"), LANE_POINTS)
+def test_points_of_the_lanes(tmp_path: Path, point: str, nth: int) -> None:
+    """One client, one request at a time: between what has left and what is behind it. A read
+    after each write sees it, and a write is executed once."""
+    name = f"{point}:{nth}"
+    node = Node(tmp_path / "data", *FLAGS, env={VARIABLE: name, FOLDER_VARIABLE: str(tmp_path)})
+    node.start()
+    try:
+        with Client(node.endpoint, timeout=20) as client:
+            for number in range(400):
+                key = b"k%d" % (number % 10)
+                revision = client.put(key, b"%d" % number).header.revision
+                if number % 4 == 0:
+                    kv = client.get(key, serializable=number % 8 == 0)
+                    assert (kv.value, kv.mod_revision) == (b"%d" % number, revision)
+        assert (tmp_path / name).exists()
+        kill_node(node)
+        node.start()
+        with Client(node.endpoint, timeout=20) as client:
+            for number in range(10):
+                kv = client.get(b"k%d" % number)
+                assert (kv.value, kv.version) == (b"%d" % (390 + number), 40)
+    finally:
+        node.stop()
+    node.fsck()
 
 
 @pytest.mark.slow
