@@ -88,7 +88,7 @@ cdef class Http2(PyStreams):
     cdef void on_ping(self, Conn *c) noexcept
     cdef void on_reset(self, Conn *c) noexcept
     cdef int refuse_head(self, Stream *s, int http_status, int status, bytes text) except -1
-    cdef void feed_starved(self, Conn *c) noexcept
+    cdef void feed_conn(self, Conn *c) noexcept
     cdef void leave(self, Conn *c, Stream *s) noexcept
     cdef void say_goodbye(self, Conn *c) noexcept
     cdef void last_goaway(self, Conn *c) noexcept

@@ -38,6 +38,19 @@ from kvnode._core.nghttp2 cimport *
 from kvnode._core.pycalls cimport PyStreams
 from kvnode._core.streams cimport NO_ROUTE, Stream
 
+cdef extern from *:
+    """
+    #include <nghttp2/nghttp2.h>
+    extern "C" void nghttp2_option_set_stream_reset_rate_limit(nghttp2_option *, uint64_t, uint64_t)
+      __attribute__((weak));
+    /* Older ones have neither the function nor the limit. */
+    static inline void kv_own_reset_limit(nghttp2_option *option) {
+      if (nghttp2_option_set_stream_reset_rate_limit)
+        nghttp2_option_set_stream_reset_rate_limit(option, (uint64_t)1 << 40, (uint64_t)1 << 40);
+    }
+    """
+    void kv_own_reset_limit(nghttp2_option *option) noexcept
+
 cdef enum:
     READ_BYTES = 262144
     WRITE_BYTES = 262144
@@ -46,6 +59,8 @@ cdef enum:
     CONN_WINDOW = 8388608
     STREAM_HIGH = 524288          # as streams.HIGH_BYTES
     STREAM_RESERVE = 32768        # as streams.RESERVE_BYTES
+    OUT_BYTES_SOFT = 268435456    # as streams'
+    OUT_BYTES_HARD = 536870912
     CONN_OUT_SOFT = 8388608
     CONN_OUT_HARD = 33554432      # no stream has room
     CONN_OUT_BYTES = 67108864
@@ -294,7 +309,7 @@ cdef class Http2(PyStreams):
         nghttp2_session_callbacks_set_send_data_callback(self.callbacks, send_data)
         nghttp2_option_set_no_closed_streams(self.option, 1)
         # Its own bound (1,000, then 33 a second) would end clients that cancel often; see on_reset.
-        nghttp2_option_set_stream_reset_rate_limit(self.option, 1 << 40, 1 << 40)
+        kv_own_reset_limit(self.option)
         self.provider.source.ptr = NULL
         self.provider.read_callback = read_data
 
@@ -502,8 +517,16 @@ cdef class Http2(PyStreams):
 
     @property
     def idle(self) -> bool:
-        """Whether no call is under way and nothing waits to be written."""
-        return self.open_streams == 0 and self.dirty.size() == 0
+        """Whether no call is under way and nothing waits to be written, in transports neither."""
+        cdef size_t i
+        cdef Conn *c
+        if self.open_streams or self.dirty.size():
+            return False
+        for i in range(self.conns.size()):
+            c = self.conns[i]
+            if c.used and (c.paused or (<object> c.transport).get_write_buffer_size()):
+                return False
+        return True
 
     # --- what came ------------------------------------------------------------------------------
 
@@ -604,7 +627,8 @@ cdef class Http2(PyStreams):
         elif s.encoding.n:
             self.refuse(s, CODE_UNIMPLEMENTED_, b'grpc: Decompressor is not installed for '
                         b'grpc-encoding "%s"' % s.encoding.p[:s.encoding.n])
-        elif c.out_bytes > CONN_OUT_BYTES or self.open_streams > STREAMS_MAX:
+        elif (c.out_bytes > CONN_OUT_BYTES or self.open_streams > STREAMS_MAX
+              or self.crowded(OUT_BYTES_HARD)):
             self.refuse(s, CODE_EXHAUSTED_, b"etcdserver: too many requests")
         else:
             if s.timed:
@@ -768,7 +792,7 @@ cdef class Http2(PyStreams):
         if n < 0 or self.scratch.err:
             return self.end_conn(c)
         if c.starved and c.out_bytes <= CONN_OUT_SOFT:
-            self.feed_starved(c)
+            self.feed_conn(c)
         if self.scratch.n >= WRITE_BYTES:
             # Others first, and what its transport does not take yet.
             c.turn = self.turns
@@ -779,7 +803,7 @@ cdef class Http2(PyStreams):
             self.end_conn(c)
         return 0
 
-    cdef void feed_starved(self, Conn *c) noexcept:
+    cdef void feed_conn(self, Conn *c) noexcept:
         """Its streams have room again that waited for others' answers."""
         cdef Stream *s = c.first
         c.starved = False
@@ -826,6 +850,8 @@ cdef class Http2(PyStreams):
                         self.mark(c)
                     elif not c.paused:
                         self.write_conn(c)
+                if self.starved and not self.crowded(OUT_BYTES_SOFT):
+                    self.feed_starved()
                 if self.roomy.size():
                     self.give_room()
                 if self.touched.size() == 0:

@@ -94,7 +94,6 @@ cdef extern from "<nghttp2/nghttp2.h>":
     void nghttp2_option_del(nghttp2_option *)
     void nghttp2_option_set_no_closed_streams(nghttp2_option *, int)
     void nghttp2_option_set_no_http_messaging(nghttp2_option *, int)
-    void nghttp2_option_set_stream_reset_rate_limit(nghttp2_option *, uint64_t, uint64_t)
     void nghttp2_option_set_max_send_header_block_length(nghttp2_option *, size_t)
 
     int nghttp2_session_server_new2(

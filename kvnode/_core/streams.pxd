@@ -111,7 +111,9 @@ cdef class Streams(Calls):
     cdef Stream *wheel[WHEEL_SLOTS]
     cdef uint64_t wheel_at
     cdef readonly uint32_t open_streams
-    cdef readonly int64_t out_bytes          # queued in all streams
+    cdef readonly int64_t out_bytes          # queued in all streams, of their own
+    cdef readonly int64_t shared_bytes        # the same of shared messages, by each of their streams
+    cdef bint starved                         # a stream had little room for what all have
     cdef readonly int64_t in_bytes           # of messages that are not complete
     cdef readonly uint64_t max_message_bytes
     cdef readonly bint leader
@@ -164,6 +166,8 @@ cdef class Streams(Calls):
     cdef void take_out(self, Stream *s, uint8_t *to, size_t n) noexcept
     cdef void drop_out(self, Stream *s) noexcept
     cdef int end_call(self, Stream *s, int status, const uint8_t *text, size_t n) except -1
+    cdef bint crowded(self, int64_t bytes_max) noexcept nogil
+    cdef void feed_starved(self) noexcept
     cdef int give_room(self) except -1
     # time
     cdef void set_deadline(self, Stream *s, uint64_t at_us) noexcept nogil

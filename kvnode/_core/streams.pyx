@@ -11,7 +11,7 @@ Invariants:
   1. A stream's outgoing bytes are one queue: its own in `out`, shared messages by reference.
      `queued` is their sum, `tail` the own bytes behind the last item.
   2. Full means: queued >= HIGH_BYTES, or >= RESERVE_BYTES when its connection or all streams
-     together have too much. on_room follows once queued <= LOW_BYTES (RESERVE_BYTES / 2).
+     together have too much (then none has room above a harder bound). on_room follows once queued <= LOW_BYTES (RESERVE_BYTES / 2).
   3. Unfinished messages of all streams are bounded by IN_BYTES_MAX: one above is refused.
   4. on_gone follows on_open exactly once, unless `finish` was called before.
 """
@@ -46,6 +46,8 @@ cdef enum:
     LOW_BYTES = 131072
     RESERVE_BYTES = 32768
     OUT_BYTES_SOFT = 268435456     # of all streams: above, each has RESERVE_BYTES
+    OUT_BYTES_HARD = 536870912     # above, none has room
+    SHARED_PART = 8
     IN_BYTES_MAX = 536870912
     KEEP_BYTES = 4096
     CODE_CANCELLED = 1
@@ -455,12 +457,17 @@ cdef class Streams(Calls):
         if s == NULL:
             return 0
         free_ = self.owner_room(s)
-        if self.out_bytes > OUT_BYTES_SOFT and free_ > RESERVE_BYTES:
-            free_ = RESERVE_BYTES
+        if self.crowded(OUT_BYTES_SOFT):
+            self.starved = True
+            free_ = 0 if self.crowded(OUT_BYTES_HARD) else min(free_, <int64_t> RESERVE_BYTES)
         free_ -= <int64_t> s.queued
         if free_ <= 0:
             s.full = True
         return free_
+
+    cdef bint crowded(self, int64_t bytes_max) noexcept nogil:
+        """All streams together have too much. What is shared counts for less: it is there once."""
+        return self.out_bytes + self.shared_bytes // SHARED_PART > bytes_max
 
     cdef kv_buf *begin_message(self, Call call) except NULL:
         cdef Stream *s = self.find(call)
@@ -548,7 +555,7 @@ cdef class Streams(Calls):
         s.items_n += 1
         s.queued += m.n - at
         s.messages = True
-        self.out_bytes += m.n - at
+        self.shared_bytes += m.n - at
         self.owner_count(s, <int64_t> (m.n - at))
         self.touch(s)
         return self.work()
@@ -614,7 +621,6 @@ cdef class Streams(Calls):
         cdef Item *item
         cdef size_t part
         s.queued -= n
-        self.out_bytes -= n
         self.owner_count(s, -<int64_t> n)
         while n:
             if s.items_at < s.items_n:
@@ -623,9 +629,11 @@ cdef class Streams(Calls):
                 if item.m != NULL:
                     memcpy(to, item.m.data + item.at, part)
                     item.at += part
+                    self.shared_bytes -= part
                 else:
                     memcpy(to, s.out.p + s.out_at, part)
                     s.out_at += part
+                    self.out_bytes -= part
                 item.n -= part
                 if item.n == 0:
                     if item.m != NULL:
@@ -636,6 +644,7 @@ cdef class Streams(Calls):
                 memcpy(to, s.out.p + s.out_at, part)
                 s.out_at += part
                 s.tail -= part
+                self.out_bytes -= part
             to += part
             n -= part
         if s.queued == 0 and not s.open_message:
@@ -643,7 +652,7 @@ cdef class Streams(Calls):
             s.items_at = s.items_n = 0
             kv_buf_trim(&s.out, HIGH_BYTES if s.long_left else 65536)
         if s.full and not s.roomy and s.queued <= RESERVE_BYTES // 2 or s.full and (
-                not s.roomy and s.queued <= LOW_BYTES and self.out_bytes <= OUT_BYTES_SOFT):
+                not s.roomy and s.queued <= LOW_BYTES and not self.crowded(OUT_BYTES_SOFT)):
             s.roomy = True
             self.roomy.push_back(s.number)
 
@@ -652,9 +661,12 @@ cdef class Streams(Calls):
         cdef size_t i
         for i in range(s.items_at, s.items_n):
             if s.items[i].m != NULL:
+                self.shared_bytes -= s.items[i].n
                 shared_drop(s.items[i].m)
+            else:
+                self.out_bytes -= s.items[i].n
         s.items_at = s.items_n = 0
-        self.out_bytes -= s.queued
+        self.out_bytes -= s.tail
         if s.queued:
             self.owner_count(s, -<int64_t> s.queued)
         s.queued = s.tail = s.out_at = 0
@@ -719,6 +731,17 @@ cdef class Streams(Calls):
         while k < BUCKETS and us > BUCKET_US[k]:
             k += 1
         c.seconds[k] += 1
+
+    cdef void feed_starved(self) noexcept:
+        """Streams have room again that waited for what all had together."""
+        cdef size_t i
+        cdef Stream *s
+        self.starved = False
+        for i in range(self.streams.size()):
+            s = self.streams[i]
+            if s.used and s.full and not s.roomy and s.queued <= LOW_BYTES:
+                s.roomy = True
+                self.roomy.push_back(s.number)
 
     cdef int give_room(self) except -1:
         """on_room for those that have room again."""

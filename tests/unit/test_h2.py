@@ -136,7 +136,24 @@ def test_shared_message_goes_to_all(server: Server, pair: Pair) -> None:
     other.run()
     for p, stream in streams:
         assert p.answers[stream].messages == [body]
+    assert server.http2.out_bytes == server.http2.shared_bytes == 0
+
+
+def test_shared_messages_that_nobody_takes(server: Server) -> None:
+    pair = Pair(server.http2, ack_data=False, window=0)
+    writer = Pair(server.http2)
+    for _ in range(10):
+        pair.open("/t.T/Shared")
+    pair.run()
+    stream = writer.open("/t.T/Shared")
+    for n in range(20):
+        writer.send(stream, message(b"%05d" % n * 2000))
+        writer.run()
+    assert server.http2.shared_bytes == 10 * 20 * 10_005
     assert server.http2.out_bytes == 0
+    server.http2.lost(pair.number)
+    assert server.http2.shared_bytes == 0
+    assert len(writer.answers[stream].messages) == 20
 
 
 # --- what a client may do wrong -------------------------------------------------------------------
