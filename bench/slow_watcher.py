@@ -28,6 +28,7 @@ import grpc
 from kvnode.proto import rpc_pb2
 from tests.support.etcd import find
 from tests.support.node import Node
+from tests.support.process import cpu_seconds
 from tests.support.watchstream import dial
 
 WINDOW = 1 << 30
@@ -152,6 +153,7 @@ class Run:
     p99_ms: float
     puts_per_second: float
     peak_mib: float
+    gateway_cpu_seconds: float
     caught_up: int
     catch_up_seconds: float
 
@@ -164,6 +166,8 @@ def load(folder: Path, puts: int, watchers: int, stall: bool) -> Run:
     with node:
         drains = Drains(node.port, watchers - stall)
         stalled = Stalled(node.port) if stall else None
+        gateway = next(p for name, p in node.process_ids().items() if name.startswith("gateway"))
+        before = cpu_seconds(gateway)
         with node.watch_memory() as peak:
             done = subprocess.run(
                 [str(program), "put", "--endpoints", f"127.0.0.1:{node.port}", "--conns", "10",
@@ -171,6 +175,7 @@ def load(folder: Path, puts: int, watchers: int, stall: bool) -> Run:
                  "--key-space-size", "100000", "--precise"],
                 capture_output=True, text=True, check=True,
             )
+        cpu = cpu_seconds(gateway) - before
         p99 = re.search(r"99% in ([0-9.]+) secs", done.stdout)
         rate = re.search(r"Requests/sec:\s+([0-9.]+)", done.stdout)
         assert p99 and rate, done.stdout
@@ -180,7 +185,8 @@ def load(folder: Path, puts: int, watchers: int, stall: bool) -> Run:
             stalled.close()
         took = time.monotonic() - begun
         drains.close()
-    return Run(float(p99[1]) * 1000, float(rate[1]), peak.pss_anon / (1 << 20), caught, took)
+    return Run(float(p99[1]) * 1000, float(rate[1]), peak.pss_anon / (1 << 20), cpu, caught,
+               took)
 
 
 def main() -> None:
