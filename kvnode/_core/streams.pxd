@@ -112,7 +112,7 @@ cdef class Streams(Calls):
     cdef uint64_t wheel_at
     cdef readonly uint32_t open_streams
     cdef readonly int64_t out_bytes          # queued in all streams, of their own
-    cdef readonly int64_t shared_bytes        # the same of shared messages, by each of their streams
+    cdef readonly int64_t shared_bytes        # shared ones, by each of their streams
     cdef bint starved                         # a stream had little room for what all have
     cdef readonly int64_t in_bytes           # of messages that are not complete
     cdef readonly uint64_t max_message_bytes

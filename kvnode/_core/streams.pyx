@@ -11,7 +11,8 @@ Invariants:
   1. A stream's outgoing bytes are one queue: its own in `out`, shared messages by reference.
      `queued` is their sum, `tail` the own bytes behind the last item.
   2. Full means: queued >= HIGH_BYTES, or >= RESERVE_BYTES when its connection or all streams
-     together have too much (then none has room above a harder bound). on_room follows once queued <= LOW_BYTES (RESERVE_BYTES / 2).
+     together have too much, or anything above a harder bound of those. on_room follows once queued
+     <= LOW_BYTES (RESERVE_BYTES / 2).
   3. Unfinished messages of all streams are bounded by IN_BYTES_MAX: one above is refused.
   4. on_gone follows on_open exactly once, unless `finish` was called before.
 """
