@@ -54,6 +54,7 @@ from kvnode.base.ports import parse_url
 from kvnode.env.link import private_folder
 from kvnode.procs.banner import announce
 from kvnode.procs.process import EXIT_FATAL, EXIT_NO_ROOM, Layout, set_up_log
+from kvnode.procs.tls import tls_context
 
 log = logging.getLogger("supervisor")
 
@@ -298,6 +299,13 @@ class Supervisor:
         self.words = SharedWords(self.layout.words, create=True)
         meters.create(self.layout.words, config.gateways)
         meters.attach(self.layout.words, meters.SUPERVISOR, time.time_ns() // 1000)
+        if any(
+            url.startswith("https://")
+            for url in (*config.listen_client_urls, *config.listen_metrics_urls)
+        ):
+            tls_context(config)
+        elif config.cert_file or config.key_file:
+            log.warning("no URL begins with https://: --cert-file and --key-file are not used")
         self.listeners = open_listeners(config)
         self.client_listeners = open_http_listeners(config.listen_client_urls, "listen-client-urls")
         self.metrics_listeners = open_http_listeners(

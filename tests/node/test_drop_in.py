@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,3 +120,18 @@ def test_history_is_compacted_by_itself(tmp_path: Path) -> None:
     finally:
         node.stop()
     node.fsck()
+
+
+def test_a_certificate_that_cannot_be_read_is_said_at_once(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    file = tmp_path / "not-pem"
+    file.write_text("x")
+    for cert, said in ((tmp_path / "none", "No such file"), (file, "--cert-file")):
+        done = subprocess.run(
+            [*CLI, "--data-dir", str(tmp_path / "data"), "--cert-file", str(cert),
+             "--key-file", str(file), "--listen-client-urls", f"https://127.0.0.1:{port}"],
+            capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert said in done.stderr and str(cert) in done.stderr
+        assert "Traceback" not in done.stderr
