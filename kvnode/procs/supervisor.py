@@ -54,7 +54,6 @@ from kvnode.base.ports import parse_url
 from kvnode.env.link import private_folder
 from kvnode.procs.banner import announce
 from kvnode.procs.process import EXIT_FATAL, EXIT_NO_ROOM, Layout, set_up_log
-from kvnode.procs.tls import tls_context
 
 log = logging.getLogger("supervisor")
 
@@ -303,6 +302,8 @@ class Supervisor:
             url.startswith("https://")
             for url in (*config.listen_client_urls, *config.listen_metrics_urls)
         ):
+            from kvnode.procs.tls import tls_context  # OpenSSL: only where it is used
+
             tls_context(config)
         elif config.cert_file or config.key_file:
             log.warning("no URL begins with https://: --cert-file and --key-file are not used")
