@@ -5,7 +5,8 @@ uvicorn's, its signals or its sockets take part.
 Callers: procs/door and the metrics listeners.
 
 The stack is imported by the first connection, in a thread: a gateway that nobody speaks HTTP/1.1
-to starts and lives without it, and nobody waits while it loads.
+to starts and lives without it, and gRPC's clients do not wait while it loads (0.2 s). With
+--listen-metrics-urls it is imported once the gateway serves, for probes that wait a second only.
 
 Invariants:
   1. Request line and headers: HTTP_HEADER_BYTES_MAX, HTTP_HEADER_SECONDS; above, 431 or 408.
@@ -52,11 +53,17 @@ class HttpDoor:
             self.adopt(transport, first)
         else:
             transport.pause_reading()
-            if self.waiting is None:
-                self.waiting = []
-                loading = self.loop.run_in_executor(None, self._load)
-                loading.add_done_callback(self._on_loaded)
+            self.load()
+            assert self.waiting is not None
             self.waiting.append((transport, first))
+
+    def load(self) -> None:
+        """Loads the stack in a thread, if that has not begun: before the first connection where
+        one is sure to come."""
+        if self.adopt is None and self.waiting is None:
+            self.waiting = []
+            loading = self.loop.run_in_executor(None, self._load)
+            loading.add_done_callback(self._on_loaded)
 
     def _load(self) -> App:
         from kvnode.api import http, httpstack  # noqa: F401

@@ -5,7 +5,7 @@ Role: implements `api.site.Site` over the gateway, gives the client door its `ht
 Caller: procs/gateway.
 
 Invariants:
-  1. Nothing of the HTTP stack is imported before the first HTTP/1.1 connection.
+  1. Nothing of the HTTP stack is imported before the gateway serves.
   2. A scrape asks no other process: it reads their regions (`_core/meters`), the shared words and
      this gateway's map. Several gateways tell each other their counters of RPCs through files of
      the run folder, at most TELL_SECONDS old.
@@ -174,6 +174,8 @@ class HttpSide:
             self.tell()
 
     async def _serve(self) -> None:
+        if self.gateway.start.metrics_listeners:
+            self.metrics_door.load()
         tls = None
         for url, numbers in self.gateway.start.metrics_listeners.items():
             if url.startswith("https://"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from kvnode.api import jsonmap
 from kvnode.api.jsonmap import JsonError
 from kvnode.api.service import RPCS
 from kvnode.proto import kv_pb2, rpc_pb2
+from tests.fuzz import fuzz_jsonmap
 
 KINDS: list[type[Message]] = sorted(
     {kind for rpc in RPCS.values() for kind in (rpc.request, rpc.response)
@@ -240,6 +242,27 @@ def test_any_bytes_are_taken_or_refused(body: bytes | str) -> None:
         str(error).encode()
     else:
         jsonmap.encode(message).encode()
+
+
+def test_mutated_bodies() -> None:
+    rng = random.Random(7)
+    seeds = [
+        b'{"key":"Zm9v","value":"_-8","lease":"-5","prev_kv":true,"ignoreLease":false}',
+        b'{"key":"Zg","range_end":"AA==","limit":1e2,"sort_order":"DESCEND","sortTarget":3}',
+        b'{"compare":[{"result":"EQUAL","target":"VERSION","key":"Zg==","version":"3"}],'
+        b'"success":[{"request_put":{"key":"YQ=="}},{"requestRange":{"key":"YQ=="}}],'
+        b'"failure":[{"request_txn":{"success":[{"request_delete_range":{"key":"YQ=="}}]}}]}',
+        b'{"create_request":{"key":"Zg==","start_revision":"5","filters":["NOPUT",1]}}',
+        b'{"peerURLs":["http:\\/\\/a","\\u00e9\\ud83d\\ude00"],"is_learner":true}',
+    ]
+    pieces = [b'"', b"{", b"}", b"[", b"]", b",", b":", b"null", b"1.5", b"\\u0000", b"\xff", b" "]
+    for _ in range(4000):
+        data = bytearray(rng.choice(seeds))
+        for _ in range(rng.randrange(4)):
+            at = rng.randrange(len(data) + 1)
+            cut = at + rng.choice((0, 0, 1, 3, 20))
+            data[at:cut] = rng.choice([*pieces, data[: rng.randrange(30)]])
+        fuzz_jsonmap.fuzz(bytes([rng.randrange(256)]) + bytes(data))
 
 
 def test_a_large_answer_comes_in_pieces() -> None:
