@@ -24,6 +24,7 @@ OPTIONS is answered; a path with `//` or `..` is redirected to its clean form.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import posixpath
@@ -88,7 +89,9 @@ class Pages:
 
     async def metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
         """/metrics, whatever the method, as etcd's handler."""
-        await answer(send, 200, self.site.exposition(), METRICS_KIND)
+        # A thousand lines take some milliseconds, and everybody else's requests go on.
+        text = await asyncio.to_thread(self.site.exposition())
+        await answer(send, 200, text, METRICS_KIND)
 
     async def members(self, scope: Scope, receive: Receive, send: Send) -> None:
         """/members."""

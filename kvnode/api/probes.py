@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import parse_qs
 
 from kvnode.api.asgi import TEXT, App, Receive, Scope, Send, answer, only_get, refuse
-from kvnode.api.site import DEADLINE, Site
+from kvnode.api.site import Site
 from kvnode.base.codes import STATUS, Code
 from kvnode.proto import rpc_pb2 as rpcpb
 
@@ -87,7 +87,7 @@ class Probes:
             async with asyncio.timeout(self.timeout):
                 return STATUS[Code(await code)][1]
         except TimeoutError:
-            return DEADLINE
+            return STATUS[Code.TIMEOUT][1]
 
     async def serializable_read(self) -> str:
         """Whether this member's own data can be read."""

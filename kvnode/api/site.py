@@ -67,8 +67,8 @@ class Site(Protocol):
         """Begins a call of the RPC at `path`; `on_end(gRPC status, text)` comes once."""
         ...
 
-    def exposition(self) -> bytes:
-        """The body of /metrics."""
+    def exposition(self) -> Callable[[], bytes]:
+        """What makes the body of /metrics, in any thread."""
         ...
 
     def count_probe(self, kind: str, name: str, good: bool) -> None:

@@ -92,8 +92,8 @@ class HttpSide:
 
         count_probe(kind, name, good)
 
-    def exposition(self) -> bytes:
-        """The body of /metrics. Blocking: some milliseconds."""
+    def exposition(self) -> Callable[[], bytes]:
+        """What makes the body of /metrics from what is read here; it may run in a thread."""
         from kvnode.api.metrics import Readings, render
 
         gateway = self.gateway
@@ -106,22 +106,29 @@ class HttpSide:
         supervisor, applier, consensus, *gateways = self._regions()
         pids = [os.getppid(), *(region.process_id for region in self._regions()[1:])]
         calls: list[Mapping[str, Any]] = [gateway.services.http2.counters()]
-        return render(
-            Readings(
-                member_id=self.member_id,
-                facts=facts,
-                supervisor=supervisor,
-                applier=applier,
-                consensus=consensus,
-                gateways=gateways,
-                calls=calls + self._others(),
-                use=read_use(pid for pid in pids if pid),
-                keys=keys,
-                leases_renewed=gateway.words.get(LEASES_RENEWED),
-                leases_expired=gateway.words.get(LEASES_EXPIRED),
-                pending=gateway.front.own_open_count,
+        words = gateway.words
+        renewed, expired = words.get(LEASES_RENEWED), words.get(LEASES_EXPIRED)
+        pending = gateway.front.own_open_count
+
+        def make() -> bytes:
+            return render(
+                Readings(
+                    member_id=self.member_id,
+                    facts=facts,
+                    supervisor=supervisor,
+                    applier=applier,
+                    consensus=consensus,
+                    gateways=gateways,
+                    calls=calls + self._others(),
+                    use=read_use(pid for pid in pids if pid),
+                    keys=keys,
+                    leases_renewed=renewed,
+                    leases_expired=expired,
+                    pending=pending,
+                )
             )
-        )
+
+        return make
 
     def _regions(self) -> list[meters.Region]:
         if not self.regions:

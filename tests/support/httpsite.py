@@ -99,8 +99,8 @@ class FakeSite:
         if self.read_code is not None:
             done(self.read_code, b"")
 
-    def exposition(self) -> bytes:
-        return b"# HELP up x\n"
+    def exposition(self) -> Callable[[], bytes]:
+        return lambda: b"# HELP up x\n"
 
     def count_probe(self, kind: str, name: str, good: bool) -> None:
         self.probes.append((kind, name, good))

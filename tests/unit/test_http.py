@@ -356,7 +356,9 @@ def test_a_client_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch)
 # --- pages -----------------------------------------------------------------------------
 
 
-def test_health_and_its_alarms() -> None:
+def test_health_and_its_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvnode.api.probes.REQUEST_SECONDS", -1.9)
+
     async def case(site: FakeSite, served: Served) -> None:
         got = await served.ask("GET", "/health")
         assert (got[0], got[2]) == (200, b'{"health":"true","reason":""}')
@@ -387,6 +389,10 @@ def test_health_and_its_alarms() -> None:
             503, b"[-]serializable_read failed: etcdserver: request timed out\n\n"
         )
         assert ("livez", "serializable_read", False) in site.probes
+        site.read_code = None
+        assert (await served.ask("GET", "/readyz/linearizable_read"))[2] == (
+            b"[-]linearizable_read failed: etcdserver: request timed out\n\n"
+        )
 
     serve(case)
 
