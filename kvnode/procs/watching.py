@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from kvnode.procs.gateway import Gateway
 
 WATCH = b"/etcdserverpb.Watch/Watch"
+PROGRESS_SECONDS_DEFAULT = 600.0
+PROGRESS_SECONDS_MIN = 0.1
+
+
+def progress_seconds(asked: float) -> float:
+    """etcd takes 0 for its default, and less than 100 ms for 100 ms."""
+    return max(PROGRESS_SECONDS_MIN, asked) if asked > 0 else PROGRESS_SECONDS_DEFAULT
 
 
 class Watching:
@@ -40,7 +47,7 @@ class Watching:
             slice_work=WATCH_SLICE_WORK,
             slice_bytes=WATCH_SLICE_BYTES,
             fragment_bytes=config.max_request_bytes + GRPC_OVERHEAD_BYTES,
-            progress_us=int(config.watch_progress_notify_interval * 1e6),
+            progress_us=int(progress_seconds(config.watch_progress_notify_interval) * 1e6),
         )
         self.hub.identify(gateway.start.cluster, gateway.start.member)
         self.watches = Watches(self.hub)
