@@ -13,6 +13,8 @@ no exact counterpart here:
                                               with the batch's mean
   etcd_server_proposals_{committed,applied}_total   indexes of the log, as in etcd
   etcd_server_client_requests_total           started calls; clients' versions are not told apart
+  grpc_server_*                               JSON calls count as the RPC they became, so a Range
+                                              over many keys as RangeStream (api/jsongateway)
   etcd_mvcc_db_open_read_transactions         1: gateways hold a snapshot only within a turn
   os_fd_*, process_*                          of all processes of the node: env/processes
 
