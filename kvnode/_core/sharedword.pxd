@@ -8,7 +8,7 @@ cdef enum:
     WORD_LIFE = 2        # monotonic microseconds of the applier's last turn
     WORD_TERM = 3
     WORD_GENERATION = 4
-    WORD_ANSWERED = 6    # applied index whose results have left, maybe a moment before its commit
+    WORD_ANSWERED = 6    # index whose results have left, maybe before its commit
     WORD_WAITING = 7     # processes that wait for WORD_APPLIED
     WORD_DAMAGE = 5      # findings of the scrubber since the applier's start
     WORD_READING = 8     # + gateway number: lowest revision it is reading, 0 = none

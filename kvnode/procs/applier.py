@@ -265,15 +265,16 @@ class Applier:
     def arm(self, lane: ApplyLane) -> None:
         """Lets the next entry that comes alone through the lane, if everything is at rest."""
         lane.disarm()
-        endpoint = self.consensus
+        endpoint, peer = self.consensus, self.consensus_peer
         if (
             isinstance(endpoint, UnixEndpoint)
+            and peer is not None
             and not self.held
             and not self.opened.checkpointer.must_wait()
             and not self.defragmenter.holds()
         ):
             self.compacted = self.machine.compact_revision
-            lane.arm(endpoint, self.consensus_peer, self.machine, self.gateways)
+            lane.arm(endpoint, peer, self.machine, self.gateways)
 
     def on_lane(self, passes: int) -> None:
         """What follows the entries that went through the lane."""

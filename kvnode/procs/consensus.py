@@ -360,7 +360,7 @@ class Consensus:
             return
         log, entry = self.wal.lane(), node.lone_entry()
         if log is not None and entry is not None:
-            assert entry.index == self.sent_index + 1
+            assert entry.at == self.sent_index + 1
             lane.arm(self.proposer, self.applier, log, entry)
 
     def on_lane(self, passes: int) -> None:

@@ -101,7 +101,7 @@ class LoneEntry(NamedTuple):
     """Index and term of the next proposal, and the hard state that is saved with it: the vote, and
     whether one is due, which commits the entry before."""
 
-    index: Index
+    at: Index
     term: Term
     vote: MemberID
     commits: bool
