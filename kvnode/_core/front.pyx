@@ -23,8 +23,8 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from kvnode._core.buf cimport (
-    kv_arena_free, kv_arena_init, kv_arena_reset, kv_buf_clear, kv_buf_free, kv_buf_grow, kv_buf_trim,
-    kv_put_bytes, kv_rd, kv_rd_init, kv_store_u16, kv_store_u32,
+    kv_arena_free, kv_arena_init, kv_arena_reset, kv_buf_clear, kv_buf_free, kv_buf_grow,
+    kv_buf_trim, kv_put_bytes, kv_rd, kv_rd_init, kv_store_u16, kv_store_u32,
 )
 from kvnode._core.codes cimport *
 from kvnode._core.envelope cimport (
