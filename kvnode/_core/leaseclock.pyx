@@ -476,7 +476,7 @@ cdef class LeaseClock:
 
     def check(self):
         """Invariant 1, for tests. AssertionError."""
-        cdef size_t i, live = 0, entries = 0
+        cdef size_t i, live = 0
         cdef Slot *s
         for i in range(self.slots_n):
             s = &self.slots[i]

@@ -373,7 +373,6 @@ cdef void check_lease(check *c, kv_slice k, kv_slice v) noexcept nogil:
 
 cdef void check_attached(check *c, kv_slice k) noexcept nogil:
     cdef Record rec
-    cdef KeyValue kv
     cdef Lease lease
     cdef Meta meta
     cdef kv_slice key

@@ -218,8 +218,8 @@ def test_long_leases_are_written_down_and_keep_alives_lift_it() -> None:
     world.grant(8, 200)
     for _ in range(3010):
         world.tick()
-    assert world.lessor.clock.all_checkpoints(world.now) == [(7, 3299)] or world.left(7)[0] == 3299
-    kept, clear = world.lessor.renew(ids(7), 0, world.now)
+    assert world.left(7)[0] in (3298, 3299)
+    _, clear = world.lessor.renew(ids(7), 0, world.now)
     assert clear, "a persisted time must go before the answer"
     work = world.lessor.clearing(ids(7), 0)
     assert work is not None
@@ -263,7 +263,8 @@ def test_loading_gives_each_lease_its_persisted_time_from_now() -> None:
     with store.begin_read() as txn:
         while start is not None:
             start = lessor.load(txn, start, 4, now)
-    lessor.loading(rows((2, 7, 100, 0, REVOKED), (3, 8, 100, 0, REVOKED), (3, 99, 5, 0, GRANTED)), 0)
+    meanwhile = ((2, 7, 100, 0, REVOKED), (3, 8, 100, 0, REVOKED), (3, 99, 5, 0, GRANTED))
+    lessor.loading(rows(*meanwhile), 0)
     lessor.load_done(2, now)
     assert lessor.loaded and lessor.clock.count == 29
     assert struct.unpack("<qq", lessor.times(ids(7), 0, now)) == (33, 100), "known already"
