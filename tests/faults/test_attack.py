@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import statistics
 import struct
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,75 +16,8 @@ from kvnode.client.messages import put_request, range_request
 from kvnode.wire import native
 from kvnode.wire.native import Opcode
 from tests.faults.zmtp import MORE, Raw, frame
+from tests.support.bystander import MIB, Target
 from tests.support.node import Node
-from tests.support.process import memory
-
-MIB = 1 << 20
-P99_SECONDS_MAX = 0.5
-ROUNDS = 150
-
-
-class Bystander(threading.Thread):
-    """A decent client: puts and gets all the while; how long each took."""
-
-    def __init__(self, endpoint: str) -> None:
-        super().__init__(daemon=True)
-        self.endpoint = endpoint
-        self.times: list[float] = []
-        self.ending = threading.Event()
-        self.error: Exception | None = None
-
-    def run(self) -> None:
-        try:
-            with Client(self.endpoint, timeout=10) as client:
-                while not self.ending.is_set():
-                    begun = time.monotonic()
-                    client.put(b"bystander", b"x")
-                    assert client.get(b"bystander") is not None
-                    self.times.append(time.monotonic() - begun)
-                    self.ending.wait(0.002)
-        except Exception as error:
-            self.error = error
-
-
-class Target:
-    """A node with a bystander; `check` ends each test."""
-
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.port = node.zmq_port
-        with Client(node.endpoint) as client:
-            client.put(b"warm", b"up")
-        self.gateway = node.process_ids()["gateway-0"]
-        self.before = memory([self.gateway]).pss_anon
-        self.peak = self.before
-        self.bystander = Bystander(node.endpoint)
-        self.bystander.start()
-
-    def look(self) -> int:
-        """The gateway's memory beyond what it had, bytes."""
-        now = memory([self.gateway]).pss_anon
-        self.peak = max(self.peak, now)
-        return now - self.before
-
-    def check(self, what: str, growth_max: int = 40 * MIB) -> None:
-        until = time.monotonic() + 10
-        while len(self.bystander.times) < ROUNDS and time.monotonic() < until:
-            time.sleep(0.01)
-        self.bystander.ending.set()
-        self.bystander.join(15)
-        assert self.bystander.error is None, self.bystander.error
-        assert self.node.process_ids()["gateway-0"] == self.gateway, "\n".join(self.node.tail)
-        self.look()
-        growth = self.peak - self.before
-        times = self.bystander.times
-        p99 = statistics.quantiles(times, n=100)[98] if len(times) > 1 else 0.0
-        print(
-            f"\n{what}: gateway lives, memory + {growth / MIB:.1f} MiB at most, bystander "
-            f"{len(times)} rounds, p99 {p99 * 1000:.1f} ms"
-        )
-        assert growth < growth_max
-        assert len(times) > 1 and p99 < P99_SECONDS_MAX
 
 
 @pytest.fixture
