@@ -95,3 +95,9 @@ cdef class Http2(PyStreams):
     cdef int note(self, Stream *s, bytes form, const uint8_t *value, size_t m) except -1
     cdef void nuisance(self, Conn *c) noexcept
     cdef int sweep(self, uint64_t now) except -1
+
+
+cdef class Connection:
+    cdef Http2 http2
+    cdef uint32_t number
+    cdef bint open

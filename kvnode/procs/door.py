@@ -23,7 +23,7 @@ import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from kvnode._core.h2 import Http2
+from kvnode._core.h2 import Connection, Http2
 from kvnode.base.codes import Grpc
 from kvnode.base.limits import MIB
 from kvnode.procs.tls import tls_context
@@ -57,19 +57,17 @@ def no_http1(transport: asyncio.Transport, first: bytes) -> None:
     transport.close()
 
 
-class Connection(asyncio.BufferedProtocol):
-    """One client: unknown until its first bytes, then HTTP/2; an HTTP/1.1 one is given away."""
+class Newcomer(asyncio.BufferedProtocol):
+    """A client until its first bytes say what it speaks."""
 
-    __slots__ = ("door", "first", "number", "transport")
+    __slots__ = ("door", "first", "transport")
 
     def __init__(self, door: Door) -> None:
         self.door = door
-        self.number = -1
         self.first = b""
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
         self.transport = transport  # type: ignore[assignment]
         self.door.unknown[self] = self.door.loop.time()
 
@@ -78,63 +76,42 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         door = self.door
-        if self.number >= 0:
-            door.http2.received_buffer(self.number, nbytes)
-            door.on_read()
-            return
         self.first += door.buffer[:nbytes]
         if len(self.first) < len(PREFACE) and PREFACE.startswith(self.first):
             return
         door.unknown.pop(self, None)
-        transport = self.transport
+        transport, first = self.transport, self.first
         assert transport is not None
-        first, self.first = self.first, b""
         if not first.startswith(PREFACE):
             door.http1(transport, first)
             return
         transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
-        self.number = door.http2.connection_made(transport)
-        door.http2.received(self.number, first)
-        door.on_read()
+        connection = Connection(door.http2, transport)
+        transport.set_protocol(connection)
+        connection.received(first)
 
     def eof_received(self) -> bool:
         return False
 
-    def pause_writing(self) -> None:
-        if self.number >= 0:
-            self.door.http2.pause_writing(self.number)
-
-    def resume_writing(self) -> None:
-        if self.number >= 0:
-            self.door.http2.resume_writing(self.number)
-
     def connection_lost(self, error: Exception | None) -> None:
         self.door.unknown.pop(self, None)
-        if self.number >= 0:
-            number, self.number = self.number, -1
-            self.door.http2.lost(number)
 
 
 class Door:
-    """All connections of the client port of one process.
-
-    `on_read` is called after bytes of a client were taken; it is to lead to a flush of `http2` in
-    this turn of the loop.
-    """
+    """All connections of the client port of one process. `http2.on_work` is to lead to a flush in
+    this turn of the loop."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         http2: Http2,
-        on_read: Callable[[], None],
         http1: Http1 = no_http1,
     ) -> None:
         self.loop = loop
         self.http2 = http2
-        self.on_read = on_read
         self.http1 = http1
         self.buffer = http2.buffer
-        self.unknown: dict[Connection, float] = {}
+        self.unknown: dict[Newcomer, float] = {}
         """Connections without enough first bytes, with when they came; oldest first."""
         self.servers: list[Any] = []
         self.ticker: asyncio.TimerHandle | None = None
@@ -149,7 +126,7 @@ class Door:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_SECONDS)
         self.servers.append(
             await self.loop.create_server(
-                lambda: Connection(self),
+                lambda: Newcomer(self),
                 sock=sock,
                 backlog=BACKLOG,
                 ssl=tls,
@@ -199,7 +176,7 @@ class ClientDoor:
         self.leaderless_since: float | None = None
         self.http2 = gateway.services.http2
         self.http2.on_work = self.on_work
-        self.door = Door(gateway.loop, self.http2, gateway.soon)
+        self.door = Door(gateway.loop, self.http2)
         self.tls: ssl.SSLContext | None = None
         gateway.on_serving.append(self.serve)
         gateway.on_drain.append(self.drain)

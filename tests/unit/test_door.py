@@ -37,7 +37,7 @@ class Running:
         self.http2.route(b"/t.T/Chat", methods, CHAT, True, True)
         self.http2.route(b"/t.T/Long", methods, LONG, False, True)
         self.http1: list[bytes] = []
-        self.door = Door(self.loop, self.http2, lambda: None, self.on_http1)
+        self.door = Door(self.loop, self.http2, self.on_http1)
         sock = socket.create_server(("127.0.0.1", 0))
         self.port = sock.getsockname()[1]
         self.loop.run_until_complete(self.door.listen(sock, tls))
