@@ -192,7 +192,8 @@ cdef void answer_whole(kv_rd *r, uint64_t kind, RespHeader *h, kv_buf *out) noex
         none.n = 0
         put_put_response(out, h, none)
     else:
-        put_compact_response(out, h)            # COMPACT, LEASE_REVOKE, sessions: a message of the header alone
+        # COMPACT, LEASE_REVOKE, LEASE_CHECKPOINT, sessions: a message of the header alone
+        put_compact_response(out, h)
 
 
 cdef void answer_outcome(const RespHeader *head, kv_slice outcome, kv_buf *out,
