@@ -41,7 +41,7 @@ from kvnode._core.sink cimport Ref, Sink, Sinks
 
 cdef enum:
     SORT_BYTES_MAX = 268435456   # what sorted reads may remember of the keys they sort, together
-    TURN_SLICES = 4
+    TURN_SLICES = 2              # about as many ms that others wait
     FIRST_CHUNK = 10
 
 

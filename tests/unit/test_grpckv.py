@@ -145,6 +145,31 @@ def test_what_is_no_message_is_refused_in_grpc_s_words() -> None:
     assert call.text.startswith("grpc: failed to unmarshal the received message: proto:")
 
 
+def test_garbage_ends_with_a_status() -> None:
+    rng = random.Random(4)
+    member = OneMember()
+    good = [
+        ("KV/Put", rpcpb.PutRequest(key=b"k", value=b"v" * 40, prev_kv=True)),
+        ("KV/Range", rpcpb.RangeRequest(key=b"a", range_end=b"z", limit=3, sort_order=2)),
+        ("KV/RangeStream", rpcpb.RangeRequest(key=b"a", range_end=b"z", keys_only=True)),
+        ("KV/DeleteRange", rpcpb.DeleteRangeRequest(key=b"a", range_end=b"z")),
+        ("KV/Txn", rpcpb.TxnRequest(
+            compare=[rpcpb.Compare(key=b"k", target=3, value=b"v")],
+            success=[rpcpb.RequestOp(request_put=rpcpb.PutRequest(key=b"q"))],
+        )),
+        ("KV/Compact", rpcpb.CompactionRequest(revision=1)),
+        ("Lease/LeaseGrant", rpcpb.LeaseGrantRequest(TTL=9)),
+        ("Lease/LeaseRevoke", rpcpb.LeaseRevokeRequest(ID=9)),
+    ]
+    for _ in range(3000):
+        method, message = good[rng.randrange(len(good))]
+        body = bytearray(message.SerializeToString())
+        for _ in range(rng.randrange(4)):
+            at = rng.randrange(len(body) + 1)
+            body[at:at + rng.randrange(3)] = rng.randbytes(rng.randrange(3))
+        assert member.call(method, bytes(body)).status is not None
+
+
 def test_streams_refuse_what_etcd_s_refuse() -> None:
     member = OneMember()
     for options, text in (
