@@ -681,6 +681,28 @@ def test_streams_that_starved_go_on() -> None:
         assert pair.answers[stream].status == 0
 
 
+def test_stream_that_had_no_room_at_all(server: Server) -> None:
+    """It has sent nothing itself, so nothing of its own makes room for it."""
+    pair = Pair(server.http2, ack_data=False)
+    streams = []
+    for _ in range(35):
+        stream = pair.open("/t.T/Echo")
+        pair.send(stream, message(b"z" * 1_000_000), end=True)
+        pair.run()
+        streams.append(stream)
+    assert server.http2.out_bytes > 32 << 20
+    late = pair.open("/t.T/Flood")
+    pair.client.send_data(late, message(b"1000"), end_stream=True)
+    pair.run()
+    assert pair.answers[late].messages == []
+    pair.client.increment_flow_control_window(1 << 30)
+    for stream in [*streams, late]:
+        pair.client.increment_flow_control_window(2 << 20, stream)
+    pair.run()
+    assert all(len(pair.answers[stream].data) == 1_000_005 for stream in streams)
+    assert len(pair.answers[late].messages) == 1000 and pair.answers[late].status == 0
+
+
 def test_hold(server: Server, pair: Pair) -> None:
     server.http2.hold(True)
     assert not pair.transport.reading
