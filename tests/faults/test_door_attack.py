@@ -153,7 +153,8 @@ def _size(number: int) -> bytes:
 def test_deeply_nested_transactions(target: Target) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{target.client_port}") as channel:
         txn = channel.unary_unary("/etcdserverpb.KV/Txn")
-        for depth in (50, 1000, 100_000):
+        txn(nested(20), timeout=SECONDS_MAX)
+        for depth in (1000, 100_000):
             with pytest.raises(grpc.RpcError) as refused:
                 txn(nested(depth), timeout=SECONDS_MAX)
             assert refused.value.code() in (grpc.StatusCode.INVALID_ARGUMENT,
