@@ -125,8 +125,8 @@ cdef class WatchHub:
     seed: of the hash tables and of the progress ticks' jitter. slice_work: units of about 100 ns,
     slice_bytes: of events, that a slice reads before it ends at the next main revision.
     fragment_bytes: a response of a `fragment` watcher is split from this size on.
-    progress_us: interval of progress_notify. watchers_max, interest_bytes_max (of their keys): more are
-    refused.
+    progress_us: interval of progress_notify. watchers_max, interest_bytes_max (of their keys):
+    more are refused.
     """
 
     def __cinit__(self, Calls calls not None, *, unsigned long long seed=0,
