@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = [
     "test_etcdpb.py", "test_envelope.py", "test_logrec.py", "test_records.py",
     "test_revindex.py", "test_ranges.py", "test_machine.py", "test_store_conformance.py",
-    "test_watch.py", "test_watchpb.py", "test_h2.py",
+    "test_watch.py", "test_watchpb.py", "test_h2.py", "test_h2_flow.py",
 ]
 SKIPPED_PARTS = {".git", ".venv", "build", "bin", ".hypothesis", "__pycache__", ".mypy_cache"}
 

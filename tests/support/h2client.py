@@ -1,6 +1,7 @@
 """A gRPC client on the PyPI package `h2`, against an Http2 without any socket.
 
-`Pair` moves bytes between the two. What came is kept by stream: `Answer`.
+`Pair` moves bytes between the two. What came is kept by stream: `Answer`. `Server` is an Http2
+whose methods echo and whose clock stands.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ import h2.errors
 import h2.events
 import h2.settings
 
+from kvnode._core.echocalls import CHAT, ECHO, FLOOD, LONG, SHARED, EchoMethods
 from kvnode._core.h2 import Http2
+
+START = 1_000_000_000
+SECOND = 1_000_000
+SETTINGS_FRAME = bytes.fromhex("000000040000000000")
 
 
 def message(data: bytes, flag: int = 0) -> bytes:
@@ -198,3 +204,31 @@ class Pair:
             self.client.end_stream(stream)
         self.run()
         return self.answers[stream]
+
+
+class Server:
+    """An Http2 whose methods echo, and what they noted."""
+
+    def __init__(self, **options: int) -> None:
+        self.http2 = Http2(**options)
+        self.http2.set_clock(START)
+        self.now = START
+        self.log: list[tuple[str, int, int]] = []
+        methods = EchoMethods(self.http2, self.log)
+        self.http2.route(b"/t.T/Echo", methods, ECHO)
+        self.http2.route(b"/t.T/Chat", methods, CHAT, True, True)
+        self.http2.route(b"/t.T/Long", methods, LONG, False, True)
+        self.http2.route(b"/t.T/Flood", methods, FLOOD, False, True)
+        self.http2.route(b"/t.T/Shared", methods, SHARED, True, True)
+
+    def later(self, us: int) -> None:
+        """Time passes, in ticks as the door's."""
+        end = self.now + us
+        while self.now < end:
+            self.now = min(end, self.now + max(10_000, us // 50))
+            self.http2.set_clock(self.now)
+            self.http2.tick()
+        self.http2.flush()
+
+    def upcalls(self) -> list[str]:
+        return [what for what, _, _ in self.log]
