@@ -450,6 +450,9 @@ class Gateway:
             self.progress = self.loop.time()
             self._on_news()
             self.front.on_results(message.payload)
+            if self.services.watching.watches.idle:
+                # No events are to go ahead of the answers: those of the native door leave now.
+                self.sinks.flush()
             self.forget_finished()
             hit("results")
         elif message.kind == Frame.HEAD:
