@@ -49,13 +49,13 @@ def one(tmp_path: Path) -> Iterator[Node]:
     made.fsck()
 
 
-def until(there: Callable[[], bool], seconds: float) -> float:
+def until(there: Callable[[], bool], seconds: float, every: float = 0.02) -> float:
     """Asks again and again; the seconds that it took."""
     began = time.monotonic()
     pause = threading.Event()
     while not there():
         assert time.monotonic() - began < seconds, "it did not come"
-        pause.wait(0.02)
+        pause.wait(every)
     return time.monotonic() - began
 
 
@@ -201,7 +201,7 @@ def test_keep_alives_cross_a_death_of_each_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 def test_a_hundred_thousand_leases_are_kept_alive(tmp_path: Path) -> None:
     keeper = find("keeper")
     if keeper is None:
@@ -221,5 +221,5 @@ def test_a_hundred_thousand_leases_are_kept_alive(tmp_path: Path) -> None:
         assert figures["sent"] > 800_000
         with Client(node.endpoint, timeout=60) as client:
             # Then they end, paced, and every one of them.
-            until(lambda: len(client.leases().leases) == 0, 150)
+            print("ended after", until(lambda: len(client.leases().leases) == 0, 200, 1.0))
     node.fsck()
