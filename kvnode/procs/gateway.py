@@ -40,8 +40,8 @@ from collections.abc import Callable
 
 import uvloop
 
-from kvnode._core.freed import FreedSink
 from kvnode._core import meters
+from kvnode._core.freed import FreedSink
 from kvnode._core.front import Front
 from kvnode._core.ranges import RangeReader
 from kvnode._core.readqueue import ReadQueue
