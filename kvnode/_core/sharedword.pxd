@@ -12,8 +12,9 @@ cdef enum:
     WORD_WAITING = 7     # processes that wait for WORD_APPLIED
     WORD_DAMAGE = 5      # findings of the scrubber since the applier's start
     WORD_READING = 8     # + gateway number: lowest revision it is reading, 0 = none
-    WORD_BEAT = 80       # + gateway number: monotonic microseconds of the last sign of life of a
-                         # gateway that carries keep-alives, 0 = it carries none
+    # + gateway number: monotonic microseconds of the last sign of life of a gateway that carries
+    # keep-alives, 0 = it carries none
+    WORD_BEAT = 80
     WORD_LEASES = 160    # LEASES frames that this applier has sent on its link to consensus
     WORD_LEASE_COUNT = 161       # as consensus counts, since its start: leases there,
     WORD_LEASES_GRANTED = 162    # granted,
