@@ -179,7 +179,7 @@ class Config:
         check=_urls("http", "https"))
     listen_peer_urls: tuple[str, ...] = _option(
         (f"http://localhost:{ports.PEER_PORT}",), parse_list, "URLs to serve other members on.",
-        MEMBER, acts=False, check=_urls("http"))
+        MEMBER, check=_urls("http"))
     listen_metrics_urls: tuple[str, ...] = _option(
         (), parse_list, "Further URLs for /metrics and the health pages.", MEMBER,
         check=_urls("http"))
@@ -228,12 +228,12 @@ class Config:
         "", parse_text, "NAME=PEER-URL,... of a new cluster (default: this member alone).",
         CLUSTER)
     initial_cluster_state: str = _option(
-        "new", parse_text, "new or existing.", CLUSTER, acts=False,
+        "new", parse_text, "new or existing.", CLUSTER,
         check=_one_of("new", "existing"))
     initial_cluster_token: str = _option(
         "etcd-cluster", parse_text, "Keeps clusters of equal addresses apart.", CLUSTER)
     pre_vote: bool = _option(
-        True, parse_flag, "Ask for votes before raising the term.", CLUSTER, acts=False)
+        True, parse_flag, "Ask for votes before raising the term.", CLUSTER)
     strict_reconfig_check: bool = _option(
         True, parse_flag, "Refuse changes of members that would lose the quorum.", CLUSTER,
         acts=False)
@@ -403,14 +403,7 @@ def _check_together(config: Config) -> None:
             f'--initial-cluster has no member named "{config.name}": add '
             f"{config.name}=PEER-URL, or correct --name"
         )
-    if len(members) > 1:
-        raise ConfigError(
-            f"--initial-cluster names {len(members)} members, and this version runs clusters of "
-            f"one: leave the flag out, or name {config.name} alone"
-        )
-    for urls in members.values():
-        for url in urls:
-            ports.parse_url(url, ("http",))
+    _check_peers(members)
     if any(url.startswith("https://") for url in config.listen_client_urls) and not (
         config.cert_file and config.key_file
     ):
@@ -423,6 +416,24 @@ def _check_together(config: Config) -> None:
     if config.cipher_suites and config.tls_min_version == "TLS1.3":
         raise ConfigError("--cipher-suites chooses among TLS1.2's: leave it out with TLS1.3 alone")
     config.compaction()
+
+
+def _check_peers(members: Mapping[str, list[str]]) -> None:
+    """--initial-cluster: peer URLs that can be kept, each of one member."""
+    owners: dict[str, str] = {}
+    for name, urls in members.items():
+        for url in urls:
+            if url.startswith("https://"):
+                raise ConfigError(
+                    f'--initial-cluster has "{url}", but this version has no TLS between members: '
+                    "use http:// on a network you trust"
+                )
+            ports.parse_url(url, ("http",))
+            if owners.setdefault(url, name) != name:
+                raise ConfigError(
+                    f"--initial-cluster has {url} for {owners[url]} and for {name}: each member "
+                    "needs a URL of its own"
+                )
 
 
 def config_to_json(config: Config) -> dict[str, Any]:

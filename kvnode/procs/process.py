@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import setproctitle
 
@@ -80,6 +81,14 @@ class Layout:
         return os.path.join(self.run, "applier")
 
 
+class Founder(NamedTuple):
+    """A member that the cluster began with."""
+
+    id: int
+    name: str
+    peer_urls: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Start:
     """How the supervisor starts a child; travels as one JSON argument."""
@@ -88,6 +97,7 @@ class Start:
     layout: Layout
     member: int
     cluster: int
+    founders: tuple[Founder, ...]
     restart: bool
     number: int
     status_fd: int
@@ -105,6 +115,7 @@ class Start:
             layout=Layout(raw["data"], raw["run"], raw["words_fd"]),
             member=int(raw["member"]),
             cluster=int(raw["cluster"]),
+            founders=tuple(Founder(f[0], f[1], tuple(f[2])) for f in raw["founders"]),
             restart=raw["restart"],
             number=raw["number"],
             status_fd=raw["status_fd"],

@@ -53,7 +53,7 @@ from kvnode.base.errors import CallerError, ConfigError, DiskError
 from kvnode.base.ports import parse_url
 from kvnode.env.link import private_folder
 from kvnode.procs.banner import announce
-from kvnode.procs.process import EXIT_FATAL, EXIT_NO_ROOM, Layout, set_up_log
+from kvnode.procs.process import EXIT_FATAL, EXIT_NO_ROOM, Founder, Layout, set_up_log
 
 log = logging.getLogger("supervisor")
 
@@ -90,26 +90,37 @@ class Identity:
     name: str
     member: int
     cluster: int
+    founders: tuple[Founder, ...]
+    """The members that the cluster began with."""
 
 
-def cluster_and_member(config: Config) -> tuple[int, int]:
+def found_cluster(config: Config) -> Identity:
     """Ids from the peer URLs and the cluster's token, so that equal flags give equal ids.
 
     The member id comes from its peer URLs and the token, the cluster id from its members'. Both
     are never 0 and fit 63 bits.
     """
-    members = {}
+    founders = []
     for name, urls in config.cluster_members().items():
         text = "|".join(sorted(urls)) + "|" + config.initial_cluster_token
         digest = hashlib.sha256(text.encode()).digest()
-        members[name] = int.from_bytes(digest[:8], "big") >> 1 or 1
-    if config.name not in members:
+        member = int.from_bytes(digest[:8], "big") >> 1 or 1
+        founders.append(Founder(member, name, tuple(sorted(urls))))
+    founders.sort()
+    own = [founder.id for founder in founders if founder.name == config.name]
+    if not own:
         raise ConfigError(
             f'--initial-cluster has no member named "{config.name}": add it, or correct --name'
         )
-    text = "|".join(f"{member:x}" for member in sorted(members.values()))
+    if config.initial_cluster_state == "existing" and len(founders) > 1:
+        raise ConfigError(
+            "--initial-cluster-state existing: this version can't join a running cluster; found "
+            "a new one with all its members, or start over the data directory of a member"
+        )
+    text = "|".join(f"{founder.id:x}" for founder in founders)
     digest = hashlib.sha256(text.encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1 or 1, members[config.name]
+    cluster = int.from_bytes(digest[:8], "big") >> 1 or 1
+    return Identity(config.name, own[0], cluster, tuple(founders))
 
 
 def open_identity(config: Config, layout: Layout) -> Identity:
@@ -123,14 +134,14 @@ def open_identity(config: Config, layout: Layout) -> Identity:
                 f"{layout.identity} is missing but {layout.wal} has a log: restore that file "
                 "from a backup, or start with an empty --data-dir"
             ) from None
-        cluster, member = cluster_and_member(config)
-        identity = Identity(config.name, member, cluster)
+        identity = found_cluster(config)
         raw = {
             "format": FORMAT,
             "version": __version__,
             "name": identity.name,
-            "member": f"{member:x}",
-            "cluster": f"{cluster:x}",
+            "member": f"{identity.member:x}",
+            "cluster": f"{identity.cluster:x}",
+            "founders": [[f"{f.id:x}", f.name, f.peer_urls] for f in identity.founders],
         }
         temporary = layout.identity + ".tmp"
         with open(temporary, "w", opener=lambda p, f: os.open(p, f, 0o600)) as file:
@@ -154,7 +165,12 @@ def open_identity(config: Config, layout: Layout) -> Identity:
             f'{config.data_dir} belongs to member "{raw["name"]}", not "{config.name}": '
             f"start with --name {raw['name']}, or choose another --data-dir"
         )
-    return Identity(raw["name"], int(raw["member"], 16), int(raw["cluster"], 16))
+    member = int(raw["member"], 16)
+    founders = [
+        Founder(int(number, 16), name, tuple(urls))
+        for number, name, urls in raw.get("founders", ())
+    ] or [Founder(member, raw["name"], tuple(config.cluster_members()[config.name]))]
+    return Identity(raw["name"], member, int(raw["cluster"], 16), tuple(founders))
 
 
 def _sync_folder(path: str) -> None:
@@ -346,6 +362,7 @@ class Supervisor:
             "words_fd": self.layout.words_fd,
             "member": self.identity.member,
             "cluster": self.identity.cluster,
+            "founders": self.identity.founders,
             "restart": restart,
             "number": child.number,
             "status_fd": write_fd,
