@@ -36,3 +36,7 @@ HTTP_QUEUE_BYTES = 256 * KIB                # of a stream to a client; above it 
 GRPC_OVERHEAD_BYTES = 512 * KIB             # what etcd adds to --max-request-bytes for gRPC
 WATCH_SLICE_WORK = 10_000                   # about 1 ms of the watch hub, in units of 100 ns
 WATCH_SLICE_BYTES = 256 * KIB               # events of one slice, before it ends with its revision
+SNAPSHOT_CHUNK_BYTES = MIB                  # a piece of a snapshot's file between members
+SNAPSHOT_CHUNKS_MAX = 8                     # of one transfer, not yet acknowledged
+SNAPSHOT_FILES_MAX = 2                      # kept for members that are behind
+LOG_KEPT_BYTES_MAX = GIB                    # for members behind; beyond, they need a snapshot

@@ -13,6 +13,8 @@ Opened, moved to the new generation.
     retired = builder.switch()                  # opened.store is the new map now; tell gateways
     ... until retired.poll(): the old map's last reader has closed
 
+`install` makes a received snapshot (env/incoming) a generation and switches to it at once.
+
 Keep the log from min(opened.checkpointer.index, builder.keep_from) while a builder lives (after a
 crash behind the switch the new map opens at its checkpoint, not where it was applied to); abandon()
 it before the writer stops.
@@ -37,7 +39,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from kvnode.base.errors import DiskError
+from kvnode.base.errors import CorruptionError, DiskError
+from kvnode.base.failpoint import hit
 from kvnode.base.limits import MIB
 from kvnode.env.checkpoint import Checkpointer, fsync_dir, read_checkpoint, take
 from kvnode.env.lmdbstore import LmdbStore
@@ -45,6 +48,8 @@ from kvnode.env.mapcopy import MapCopy
 from kvnode.env.store import (
     CHECKPOINT_FILE,
     DATA,
+    INCOMING,
+    RECEIVED,
     USE_LOCK,
     FileLock,
     InUseError,
@@ -102,6 +107,20 @@ class GenerationBuilder:
         self._open()
         assert self.store is not None
         return self.store
+
+    def adopt(self, incoming: Path, index: int, term: int) -> None:
+        """A folder that is whole and has its checkpoint becomes the new generation. Blocking."""
+        saved = read_checkpoint(incoming)
+        if saved is None or (saved.index, saved.term) != (index, term):
+            raise CorruptionError(
+                f"the log begins behind a snapshot at index {index}, term {term}, which is not "
+                "here: remove the data directory of this member and let it rejoin", str(incoming),
+            )
+        hit("install")
+        os.rename(incoming, self.folder)
+        fsync_dir(self.opened.root)
+        hit("install-renamed")
+        self._open()
 
     def copy(self) -> None:
         """Starts a compacting copy of the store in use, in a thread."""
@@ -222,6 +241,22 @@ class GenerationBuilder:
             os.fsync(out)
         finally:
             os.close(out)
+
+
+def install(opened: Opened, name: str, index: int, term: int) -> Retired:
+    """Switches to a received snapshot, which the log's durable snapshot record names.
+
+    A crash before CURRENT is renamed leaves the folder to be installed by the next start.
+    Blocking: a few short syncs. Errors: CorruptionError when it is not here.
+    """
+    builder = GenerationBuilder(opened)
+    builder.adopt(opened.root / (name + INCOMING), index, term)
+    retired = builder.switch()
+    hit("installed")
+    # Only now: until CURRENT named it, the mark kept it from being taken for a leftover.
+    with contextlib.suppress(FileNotFoundError):
+        (opened.folder / RECEIVED).unlink()
+    return retired
 
 
 class Retired:

@@ -17,6 +17,9 @@ Callers: the applier (open_for_write), gateways and tools (open_for_read), `kvno
         checkpoint           env.checkpoint
         use.lock             flock'ed shared by everyone who has the map open, exclusively by a
                              roll-back and by who deletes the folder
+        snapshot             it came from another member and CURRENT is about to name it
+      N-T.incoming/  a snapshot on its way in, of index N and term T (env.incoming)
+      outgoing/      snapshots for other members (env.outgoing)
 
 Invariants
  1. A folder named by CURRENT has a checkpoint, from its first moment on.
@@ -69,6 +72,8 @@ WRITER_LOCK = "writer.lock"
 USE_LOCK = "use.lock"
 DATA = "data.mdb"
 LOCK = "lock.mdb"
+INCOMING = ".incoming"
+RECEIVED = "snapshot"
 LOCK_WAIT_SECONDS = 2.0
 
 
@@ -434,9 +439,23 @@ def tidy(root: Path, quota_bytes: int, wanted: int | None = None) -> int:
         set_current(root, wanted)
         current = wanted
     for number in present:
-        if number != current:
+        if number != current and not put_back(root, number, current):
             remove_generation(root, number)
     return current
+
+
+def put_back(root: Path, number: int, current: int) -> bool:
+    """An installation that ended before CURRENT was renamed: the log asks for it again."""
+    folder = folder_of(root, number)
+    if not (folder / RECEIVED).exists():
+        return False
+    saved, used = read_checkpoint(folder), read_checkpoint(folder_of(root, current))
+    if saved is None or used is None or saved.index <= used.index:
+        return False
+    remove_durably(folder / LOCK)
+    os.rename(folder, root / f"{saved.index}-{saved.term}{INCOMING}")
+    fsync_dir(root)
+    return True
 
 
 def open_for_read(

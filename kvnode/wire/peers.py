@@ -18,8 +18,10 @@ Payloads:
     REFUSED      text: why the header was not taken
     ASK_CLUSTER  empty
     CLUSTER      the members (wire/members)
-    CHUNK        u64 index, u64 term, u64 offset, u64 size of the file, u32 crc of the bytes, bytes
-    CHUNK_ACK    u64 index, u64 term, u64 bytes that are here and durable, u8 state (ChunkState)
+    CHUNK        u64 index, u64 term, u64 id and u64 size of the file (wire/snapfile), u64 offset,
+                 u32 crc of the bytes, bytes; no bytes: asks what is there
+    CHUNK_ACK    u64 index, u64 term, u64 id of the file, u64 bytes that are there in order,
+                 u8 state (ChunkState)
 
 Worked example, kind 4 from nobody to nobody in cluster 1: `4b565031 01 04 0000`, 1, 0, 0 and the
 incarnation as little-endian u64.
@@ -37,8 +39,8 @@ MAGIC = b"KVP1"
 VERSION = 1
 _HEADER = struct.Struct("<4sBBHQQQQ")
 HEADER_BYTES = _HEADER.size
-_CHUNK = struct.Struct("<QQQQI")
-_ACK = struct.Struct("<QQQB")
+_CHUNK = struct.Struct("<QQQQQI")
+_ACK = struct.Struct("<QQQQB")
 
 
 class PeerFrame(IntEnum):
@@ -79,14 +81,15 @@ class Chunk(NamedTuple):
 
     index: int  # type: ignore[assignment]
     term: int
-    offset: int
+    file: int
     size: int
+    offset: int
     crc: int
     data: bytes
 
     def encode(self) -> bytes:
         """The payload of a CHUNK."""
-        return _CHUNK.pack(*self[:5]) + self.data
+        return _CHUNK.pack(*self[:6]) + self.data
 
 
 class ChunkAck(NamedTuple):
@@ -94,6 +97,7 @@ class ChunkAck(NamedTuple):
 
     index: int  # type: ignore[assignment]
     term: int
+    file: int
     have: int
     state: ChunkState
 
@@ -116,18 +120,18 @@ def decode_chunk(data: bytes) -> Chunk:
     """Reads a CHUNK's payload; its checksum is the receiver's to compare."""
     if len(data) < _CHUNK.size:
         raise DecodeError("CHUNK is cut short")
-    index, term, offset, size, crc = _CHUNK.unpack_from(data)
+    index, term, file, size, offset, crc = _CHUNK.unpack_from(data)
     if offset + len(data) - _CHUNK.size > size:
         raise DecodeError("CHUNK goes beyond its file")
-    return Chunk(index, term, offset, size, crc, data[_CHUNK.size :])
+    return Chunk(index, term, file, size, offset, crc, data[_CHUNK.size :])
 
 
 def decode_ack(data: bytes) -> ChunkAck:
     """Reads a CHUNK_ACK's payload."""
     if len(data) != _ACK.size:
         raise DecodeError("CHUNK_ACK has a wrong length")
-    index, term, have, state = _ACK.unpack(data)
+    index, term, file, have, state = _ACK.unpack(data)
     try:
-        return ChunkAck(index, term, have, ChunkState(state))
+        return ChunkAck(index, term, file, have, ChunkState(state))
     except ValueError:
         raise DecodeError(f"CHUNK_ACK has an unknown state {state}") from None
