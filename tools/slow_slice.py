@@ -63,7 +63,7 @@ def main() -> int:
     print(f"slice of the long tests by {options.hash}, {options.minutes:g} minutes", flush=True)
     return int(
         pytest.main(
-            ["-vv", "-m", "slow", "-p", "no:timeout", "-W", "ignore:Unknown config option", "-rs",
+            ["-vv", "-m", "slow or clients", "-p", "no:timeout", "-W", "ignore:Unknown config option", "-rs",
              "--durations=10"],
             plugins=[Slice(options.hash, options.minutes * 60)],
         )
