@@ -11,15 +11,16 @@ from kvnode.proto import rpc_pb2 as rpcpb
 
 def members_of(node: Node) -> list[rpcpb.Member]:
     """The members of the cluster."""
-    config = node.config
     return [
         rpcpb.Member(
-            ID=node.member_id,
-            name=config.name,
-            peerURLs=config.cluster_members()[config.name],
-            clientURLs=config.advertise_client_urls,
+            ID=number,
+            name=name,
+            peerURLs=urls,
+            # The others' are not known here.
+            clientURLs=node.config.advertise_client_urls if number == node.member_id else (),
             isLearner=False,
         )
+        for number, name, urls in node.founders
     ]
 
 

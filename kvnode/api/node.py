@@ -7,7 +7,7 @@ returns at once; what takes time hands its result to `done`, once, on the same l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,6 +59,11 @@ class Node(Protocol):
 
     @property
     def cluster_id(self) -> int: ...
+
+    @property
+    def founders(self) -> Sequence[tuple[int, str, Sequence[str]]]:
+        """Id, name and peer URLs of all members."""
+        ...
 
     def header(self) -> rpcpb.ResponseHeader:
         """A response header as of now."""

@@ -44,15 +44,17 @@ from kvnode.procs.alarms import SpaceWatch
 from kvnode.procs.lanes import FAILED, ProposeLane
 from kvnode.procs.leasing import LEASE_FRAMES, LeaseKeeper
 from kvnode.procs.loop import Loop
+from kvnode.procs.peering import REMOTE, Peering
 from kvnode.procs.process import EXIT_FATAL, Start, begin
 from kvnode.raft import (
     CompactedError,
     Configuration,
     Entry,
     HardState,
+    Message,
     Node,
     NodeConfig,
-    OverloadedError,
+    ProposalRefusedError,
     Ready,
     decode_configuration,
     encode_configuration,
@@ -74,6 +76,7 @@ from kvnode.wire.frames import (
     decode_hello,
     encode_entries,
 )
+from kvnode.wire.members import Member, encode_members
 
 log = logging.getLogger("consensus")
 
@@ -143,7 +146,7 @@ class Consensus:
         self.barrier_count = 0
         self.wal: Log | None = None
         self.node: Node | None = None
-        self.tickets: list[tuple[int, int]] = []
+        self.tickets: list[tuple[int, int, list[Message]]] = []
         self.fresh: list[Entry] = []
         self.sent_index = 0
         self.border = 0
@@ -152,6 +155,9 @@ class Consensus:
         self.full = self.slow = self.roomy = False
         self.space = SpaceWatch(start.config.quota_backend_bytes, start.member)
         self.leases = LeaseKeeper(self)
+        self.peering = Peering(self)
+        self.leader = 0
+        self.led = False
         self.proposer: Peer | None = None
         self.lane: ProposeLane | None = None
         if isinstance(self.server, UnixEndpoint) and points() <= LANE_POINTS:
@@ -180,7 +186,7 @@ class Consensus:
                     f"the map has applied {applied} entries but there is no log: restore the "
                     "log, or start with an empty --data-dir", path,
                 )
-            configuration = Configuration(voters=(MemberID(start.member),))
+            configuration = Configuration(tuple(MemberID(f.id) for f in start.founders))
             wal = Log.create(
                 disk, path,
                 LogState(
@@ -191,24 +197,30 @@ class Consensus:
             )
         state = wal.state
         self.wal = wal
+        heartbeat = start.config.heartbeat_interval
         self.node = Node(
             NodeConfig(
                 id=MemberID(start.member),
                 random=random.Random(random_u64()),
                 storage=LogReader(wal),
                 configuration=decode_configuration(state.configuration),
+                bootstrap_context=encode_members(Member(*f) for f in start.founders),
                 configuration_index=Index(state.configuration_index),
                 hard_state=HardState(Term(state.term), MemberID(state.vote), Index(state.commit)),
                 snapshot_index=Index(state.snapshot_index),
                 snapshot_term=Term(state.snapshot_term),
                 applied=Index(applied),
+                election_ticks=start.config.election_timeout // heartbeat,
+                pre_vote=start.config.pre_vote,
             )
         )
         self.committed = max(state.commit, applied)
         self.loop.add(wal.fileno(), self.on_log)
-        self.loop.every(start.config.heartbeat_interval / 1000, self.on_tick)
+        self.loop.every(heartbeat / 1000, self.on_tick)
         self.loop.every(SPARES_SECONDS, self.retry_spares)
-        self.node.campaign()
+        self.peering.set_members({f.id: f.peer_urls for f in start.founders})
+        if self.node.sole:
+            self.node.campaign()
         log.info(
             "log opened",
             extra={"fields": {"first": wal.first_index, "last": wal.last_index,
@@ -257,6 +269,7 @@ class Consensus:
         self.server.send(peer, Frame.HELLO, own.encode())
         if hello.role != Role.APPLIER:
             self.gateways.append(peer)
+            self.tell_leader(peer)
             return
         self.applier = peer
         self.leases.on_link()
@@ -274,7 +287,7 @@ class Consensus:
         assert self.node is not None and self.wal is not None
         self.node.on_applied(Index(applied))
         if checkpoint > self.wal.first_index:
-            self.wal.cut(checkpoint)
+            self.wal.cut(self.peering.keep_from(checkpoint))
         made = self.space.on_used(used, bool(flags & NOSPACE_STANDS), self.node.term)
         if made is not None:
             self.proposals.append((None, made))
@@ -290,6 +303,7 @@ class Consensus:
     def on_tick(self) -> None:
         assert self.node is not None and self.wal is not None
         self.node.tick()
+        self.peering.on_tick()
         slow = self.wal.in_flight_age_us() > SLOW_DISK_US
         if slow and not self.slow:
             log.error(
@@ -320,7 +334,9 @@ class Consensus:
         done = self.wal.completed()
         number = 0
         while self.tickets and self.tickets[0][0] <= done:
-            number = self.tickets.pop(0)[1]
+            _, number, messages = self.tickets.pop(0)
+            if messages:
+                self.peering.send(messages)
         if number:
             self.node.on_persisted(number)
             hit("persisted")
@@ -340,6 +356,8 @@ class Consensus:
             self.watch_room()
             if self.proposals:
                 self.propose()
+        elif self.proposals and node.leader and node.role != RaftRole.LEADER:
+            self.peering.forward()
         while (ready := node.ready()) is not None:
             self.on_ready(ready)
         self.feed_applier()
@@ -393,7 +411,7 @@ class Consensus:
             return
         try:
             node.propose(taken[0] if len(taken) == 1 else merge(taken))
-        except OverloadedError:
+        except ProposalRefusedError:
             return
         hit("proposed")
         self.leases.proposed_to_log(taken)
@@ -418,22 +436,42 @@ class Consensus:
             if peer is None or (free >= self.room.reserve // 2 and needs_little(batch)):
                 kept.append((peer, batch))
             else:
-                head = int(Code.NO_SPACE).to_bytes(8, "little")
-                self.server.send(peer, Frame.REFUSED, head, batch)
+                self.tell_refused(peer, Code.NO_SPACE, batch)
         self.proposals = kept
         self.gathered_bytes = sum(len(p[1]) for p in kept)
 
     def refuse(self, count: int, code: Code) -> None:
         """Tells gateways that proposals were not taken; they were executed nowhere."""
-        head = int(code).to_bytes(8, "little")
         for peer, batch in self.proposals[:count]:
             if peer is not None:
-                self.server.send(peer, Frame.REFUSED, head, batch)
+                self.tell_refused(peer, code, batch)
             else:
                 self.space.forget()
                 self.leases.refused(batch)
         del self.proposals[:count]
         self.gathered_bytes = sum(len(p[1]) for p in self.proposals)
+
+    def tell_refused(self, peer: Peer, code: Code, batch: bytes) -> None:
+        """Another member's gateway hears nothing, and asks again."""
+        if peer is not REMOTE:
+            self.server.send(peer, Frame.REFUSED, int(code).to_bytes(8, "little"), batch)
+
+    def on_leader(self, leader: int) -> None:
+        """Another leader, or none: gateways propose again what is open, behind this word."""
+        self.leader = leader
+        meters.tell_leader(leader, self.start.member)
+        if leader:
+            if self.led:
+                self.proposals = [p for p in self.proposals if p[0] is None]
+                self.gathered_bytes = sum(len(p[1]) for p in self.proposals)
+            self.led = True
+        for peer in self.gateways:
+            self.tell_leader(peer)
+
+    def tell_leader(self, peer: Peer) -> None:
+        """LEADER to a gateway."""
+        if self.node is not None:
+            self.server.send(peer, Frame.LEADER, PAIR.pack(self.leader, self.node.term))
 
     def on_ready(self, ready: Ready) -> None:
         """Does what one Ready says, in the order of the node's contract."""
@@ -441,10 +479,15 @@ class Consensus:
         assert node is not None and wal is not None
         if ready.soft_state is not None:
             self.words.set(TERM, node.term)
-            meters.tell_leader(ready.soft_state.leader, self.start.member)
-        if not node.sole_voter:
-            # Cleared before anything of this Ready leaves: another member may commit after it.
-            self.words.set(COMMIT, self.committed)
+            self.leases.on_role()
+            if ready.soft_state.leader != self.leader:
+                self.on_leader(ready.soft_state.leader)
+        if ready.committed is not None:
+            self.committed = ready.committed.last
+        # Set, or cleared, before anything of this Ready leaves: another member may commit after it.
+        self.words.set(COMMIT, self.committed | (SOLE if node.sole_voter else 0))
+        if ready.messages:
+            self.peering.send(ready.messages)
         if ready.needs_persist:
             if ready.configuration is not None:
                 index, configuration = ready.configuration
@@ -458,7 +501,7 @@ class Consensus:
                 and not self.tickets
                 and sum([len(entry.data) for entry in ready.entries]) <= HERE_BYTES
             )
-            self.tickets.append((wal.submit(alone), ready.number))
+            self.tickets.append((wal.submit(alone), ready.number, ready.messages_after_persist))
             hit("submitted")
             if alone:
                 # Nobody waits for heartbeats, and what arrives during the sync is the next batch:
@@ -467,10 +510,11 @@ class Consensus:
                 self.on_log()
             elif ready.entries:
                 self.on_appended(ready.entries)
-        if ready.committed is not None:
-            self.committed = ready.committed.last
-        word = self.committed | (SOLE if node.sole_voter else 0)
-        self.words.set(COMMIT, word)
+                self.peering.on_appended(ready.entries)
+        if ready.snapshot_requests:
+            self.peering.on_snapshot_requests(ready.snapshot_requests)
+        if self.peering.unreachable:
+            self.peering.report()
         for state in ready.read_states:
             if cast(int, state.context) < 0:
                 self.leases.on_round(cast(int, state.context))
@@ -531,6 +575,7 @@ class Consensus:
             self.leases.stop()
             self.words.set(COMMIT, 0)
             self.wal.close()
+        self.peering.close()
         self.server.close()
         self.loop.stop()
 

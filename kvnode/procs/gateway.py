@@ -69,6 +69,7 @@ log = logging.getLogger("gateway")
 
 FULL_SECONDS = 0.2
 STUCK_SECONDS = 1.0
+REPEAT_SECONDS = 2.0
 BLOCKED_SECONDS = 0.001
 NOT_YET_US = 2000
 NOT_YET_SECONDS = 0.002
@@ -102,6 +103,9 @@ class Gateway:
         self.greeted = False
         self.progress = 0.0
         self.stuck = False
+        self.leader = 0
+        self.leader_told = False
+        self.sent: dict[int, tuple[float, float]] = {}
         self.barrier_id = 0
         self.barrier_open = False
         self.calls: dict[int, Callable[[int, bytes], None]] = {}
@@ -274,6 +278,8 @@ class Gateway:
             if not self.open:
                 self.progress = self.loop.time()
             self.open[number] = batch
+            if self.leader != self.start.member:
+                self.sent[number] = (self.loop.time(), REPEAT_SECONDS)
             if not hit("proposal"):
                 self.consensus.send(Frame.PROPOSE, batch)
             hit("proposed")
@@ -413,10 +419,30 @@ class Gateway:
         """Lets go of proposals that are answered."""
         for number in self.front.take_finished():
             self.open.pop(number, None)
+            self.sent.pop(number, None)
             self.repeated.discard(number)
 
     def on_consensus_down(self) -> None:
-        self.barrier_open = False
+        self.barrier_open = self.leader_told = False
+        self.leader = 0
+
+    def on_leader(self, leader: int) -> None:
+        """Who leads. What went to the one before may be lost with it."""
+        self.leader = leader
+        if leader and self.leader_told:
+            self.propose_again()
+            self.services.keep_alives.ask_again()
+        self.leader_told = True
+
+    def repeat_lost(self) -> None:
+        """What another member's consensus was sent and does not come back is proposed again, less
+        and less often: the way there loses frames when it is full."""
+        now = self.loop.time()
+        for number, (when, patience) in list(self.sent.items()):
+            if now - when > patience and self.leader:
+                self.sent[number] = (now, 2 * patience)
+                self.repeated.add(number)
+                self.repeat(number)
 
     def on_consensus(self, message: Message) -> None:
         """A frame of consensus."""
@@ -427,6 +453,8 @@ class Gateway:
                 self.read_need = index
         elif message.kind == Frame.REFUSED:
             self.on_refused(message.payload)
+        elif message.kind == Frame.LEADER:
+            self.on_leader(PAIR.unpack(message.payload)[0])
         elif message.kind in LEASE_ANSWERS:
             self.services.keep_alives.on_answer(message.payload)
 
@@ -476,7 +504,9 @@ class Gateway:
     # --- housekeeping ---------------------------------------------------------------------------
 
     def watch_progress(self) -> None:
-        """Says aloud when writes wait and nothing is acknowledged."""
+        """Says aloud when writes wait and nothing is acknowledged; repeats what may be lost."""
+        if self.sent:
+            self.repeat_lost()
         stuck = bool(self.open) and self.loop.time() - self.progress > STUCK_SECONDS
         if stuck and not self.stuck:
             log.error(

@@ -162,6 +162,11 @@ class LeaseKeeper:
                 ask.round = 0
         self.consensus.loop.after(0, lambda: None)
 
+    def on_role(self) -> None:
+        """Raft's role has changed: a table of a term that is over goes, and what it proposed."""
+        if self.term:
+            self._leads()
+
     # --- the table ------------------------------------------------------------------------------
 
     def _leads(self) -> bool:

@@ -14,7 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -72,6 +72,11 @@ class Member:
     def cluster_id(self) -> int:
         return self.gateway.start.cluster
 
+    @property
+    def founders(self) -> Sequence[tuple[int, str, Sequence[str]]]:
+        """Id, name and peer URLs of all members."""
+        return self.gateway.start.founders
+
     # --- what is known here ---------------------------------------------------------------------
 
     def header(self) -> rpcpb.ResponseHeader:
@@ -96,9 +101,7 @@ class Member:
 
     def leader(self) -> int:
         """Member id of the leader, 0: there is none."""
-        gateway = self.gateway
-        alone = gateway.words.get(COMMIT) & SOLE
-        return self.member_id if alone and gateway.consensus.peer is not None else 0
+        return self.gateway.leader
 
     def facts(self) -> Facts:
         """What Status tells."""

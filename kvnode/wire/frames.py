@@ -30,6 +30,8 @@ Payloads:
     LEASE_IDS     u64 token
     LEASE_IDS_OK  u64 token, u64 index, then u64 ids, the first to end first. The index of all
                   three: what was applied when it was answered holds at least that
+    LEADER        u64 member id (0: none known), u64 term: consensus to gateways, first behind its
+                  HELLO, then at each change: what is open is proposed again
 
 Absent on purpose: object serialization of any kind. Every payload is fixed integers and bytes.
 """
@@ -69,6 +71,7 @@ class Frame(IntEnum):
     LEASE_TIMES_OK = 21
     LEASE_IDS = 22
     LEASE_IDS_OK = 23
+    LEADER = 24
 
 
 class Role(IntEnum):

@@ -27,6 +27,7 @@ class FakeNode:
     def __init__(self) -> None:
         self.config = complete({"name": "n1", "advertise-client-urls": ("http://10.0.0.1:2379",)})
         self.member_id, self.cluster_id = 8, 7
+        self.founders = [(8, "n1", ["http://localhost:2380"]), (9, "n2", ["http://h:2380"])]
         self.proposed: list[tuple[int, bytes]] = []
         self.outcome: tuple[int, bytes] = (Code.OK, b"")
         self.ready = Code.OK
@@ -142,7 +143,8 @@ def test_member_list(node, router):
             rpcpb.Member(
                 ID=8, name="n1", peerURLs=["http://localhost:2380"],
                 clientURLs=["http://10.0.0.1:2379"],
-            )
+            ),
+            rpcpb.Member(ID=9, name="n2", peerURLs=["http://h:2380"]),
         ],
     )  # fmt: skip
     assert router.call(path, rpcpb.MemberListRequest()) == expected
