@@ -19,12 +19,10 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from kvnode._core.buf cimport kv_buf, kv_put_bytes
 from kvnode._core.calls cimport Call, Calls, Methods
 from kvnode._core.codes cimport *
-from kvnode._core.etcdpb cimport (
-    SORT_ASCEND, SORT_BY_KEY, SORT_NONE, RangeReq, check_range, decode_range,
-)
+from kvnode._core.etcdpb cimport RangeReq, check_range, decode_range
 from kvnode._core.front cimport Front
 from kvnode._core.grpcstatus cimport (
-    GRPC_INTERNAL, GRPC_OK, GRPC_RESOURCE_EXHAUSTED, GRPC_UNIMPLEMENTED, Status, status_of,
+    GRPC_INTERNAL, GRPC_OK, GRPC_RESOURCE_EXHAUSTED, Status, status_of,
 )
 from kvnode._core.readqueue cimport READ_SERIALIZABLE, READ_STREAM
 from kvnode._core.sink cimport Ref, Sink
@@ -49,8 +47,6 @@ cdef bytes MALFORMED_TEXT = (
 cdef bytes MALFORMED_STREAM_TEXT = (
     b"grpc: failed to unmarshal the received message: "
     b"proto: cannot parse invalid wire-format data")
-cdef bytes SORTED_TEXT = b"RangeStream does not support custom sort orders"
-cdef bytes FILTERED_TEXT = b"RangeStream does not support revision filters"
 
 
 cdef inline Call call_of(const Ref *ref) noexcept nogil:
@@ -184,21 +180,11 @@ cdef class KvMethods(Methods):
     cdef int on_stream(self, const Ref *ref, const uint8_t *p, size_t n) except -1:
         cdef Call call = call_of(ref)
         cdef RangeReq rr
-        cdef const uint8_t *text
         cdef int code = decode_range(p, n, &rr)
         if code == CODE_OK:
             code = check_range(&rr)
         if code != CODE_OK:
             return self.sink.refuse(call, RANGE_STREAM, code)
-        if rr.sort_order != SORT_NONE and not (
-            rr.sort_target == SORT_BY_KEY and rr.sort_order == SORT_ASCEND
-        ):
-            text = SORTED_TEXT
-            return self.calls.finish(call, GRPC_UNIMPLEMENTED, text, len(SORTED_TEXT))
-        if (rr.min_mod_revision or rr.max_mod_revision or rr.min_create_revision
-                or rr.max_create_revision):
-            text = FILTERED_TEXT
-            return self.calls.finish(call, GRPC_UNIMPLEMENTED, text, len(FILTERED_TEXT))
         self.front.reads += 1
         self.front.queue.add_read(
             ref, READ_STREAM | (READ_SERIALIZABLE if rr.serializable else 0), p, n)

@@ -65,9 +65,10 @@ class GrpcGenerator(Generator):
             return self._events()
         if roll < 0.40:
             read = self.range_request()
-            if read.sort_order == 0:
-                # Sorted by a target alone, etcd counts a limited stream wrong.
-                read.sort_target = 0
+            # etcd's streams refuse what is sorted or filtered; kvnode's don't.
+            read.sort_order = read.sort_target = 0
+            read.min_mod_revision = read.max_mod_revision = 0
+            read.min_create_revision = read.max_create_revision = 0
             return [Op(Call("RANGE_STREAM"), read)]  # type: ignore[arg-type]
         if roll < 0.47:
             return [self._lease_call()]

@@ -170,16 +170,20 @@ def test_garbage_ends_with_a_status() -> None:
         assert member.call(method, bytes(body)).status is not None
 
 
-def test_streams_refuse_what_etcd_s_refuse() -> None:
-    member = OneMember()
-    for options, text in (
-        ({"sort_order": 2}, "RangeStream does not support custom sort orders"),
-        ({"sort_order": 1, "sort_target": 3}, "RangeStream does not support custom sort orders"),
-        ({"min_mod_revision": 2}, "RangeStream does not support revision filters"),
-    ):
-        body = rpcpb.RangeRequest(key=b"a", range_end=b"z", **options).SerializeToString()
-        call = member.call("KV/RangeStream", body)
-        assert (call.status, call.text) == (Grpc.UNIMPLEMENTED, text)
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("target", range(5))
+def test_sorted_and_filtered_streams_are_the_sorted_range(order: int, target: int) -> None:
+    """etcd's RangeStream refuses these."""
+    member = filled(3000, value_bytes=60)
+    revision = range_(member, key=b"k").header.revision
+    put(member, b"k000007", b"later")
+    for options in ({}, {"limit": 1234}, {"revision": revision}, {"min_mod_revision": 900},
+                    {"max_create_revision": 2000, "limit": 700}):
+        asked = {"key": b"k", "range_end": b"l", "sort_order": order, "sort_target": target,
+                 **options}
+        parts = stream(member, **asked)
+        assert merged(parts) == range_(member, **asked)
+        assert len(parts) > 1
 
 
 def test_too_much_at_once_is_refused_and_not_queued() -> None:
