@@ -63,8 +63,8 @@ def main() -> int:
     print(f"slice of the long tests by {options.hash}, {options.minutes:g} minutes", flush=True)
     return int(
         pytest.main(
-            ["-vv", "-m", "slow or clients", "-p", "no:timeout", "-W", "ignore:Unknown config option", "-rs",
-             "--durations=10"],
+            ["-vv", "-m", "slow or clients", "-p", "no:timeout", "-rs", "--durations=10",
+             "-W", "ignore:Unknown config option"],
             plugins=[Slice(options.hash, options.minutes * 60)],
         )
     )

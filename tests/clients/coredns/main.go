@@ -1,8 +1,8 @@
-// CoreDNS with what a test needs of it: the etcd plugin, and the plugins that show its errors.
+// CoreDNS with what a test needs of it: the etcd plugin, an address to bind to, and errors.
 package main
 
 import (
-	_ "github.com/coredns/coredns/plugin/debug"
+	_ "github.com/coredns/coredns/plugin/bind"
 	_ "github.com/coredns/coredns/plugin/errors"
 	_ "github.com/coredns/coredns/plugin/etcd"
 
