@@ -1,6 +1,7 @@
 # make run        sets up, then starts a node on loopback
 # make test       sets up, then runs the tests
 # make test-slow  the long ones: sanitizers, power cuts, 20,000 differential operations, kills
+# make test-clients  the clients of other languages, on kvnode and on etcd alike
 # make bench      the table of speed and memory beside etcd
 # make bench-core the micro-benchmarks of kvnode/_core and of each stage of a put
 # make sim        replays one seed of the simulated cluster: make sim SEED=7
