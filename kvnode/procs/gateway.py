@@ -507,7 +507,8 @@ class Gateway:
         """Says aloud when writes wait and nothing is acknowledged; repeats what may be lost."""
         if self.sent:
             self.repeat_lost()
-        stuck = bool(self.open) and self.loop.time() - self.progress > STUCK_SECONDS
+        waiting = self.session_ready and bool(self.open)  # before, the others may still open files
+        stuck = waiting and self.loop.time() - self.progress > STUCK_SECONDS
         if stuck and not self.stuck:
             log.error(
                 f"nothing was acknowledged for {STUCK_SECONDS:g} s though writes are waiting: the "

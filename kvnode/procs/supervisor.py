@@ -238,7 +238,7 @@ def open_listeners(config: Config) -> dict[str, socket.socket]:
         except OSError as error:
             text = f"can't listen on {url}: {error.strerror or error}"
             if config.listen_zmq_asked:
-                raise ConfigError(f"{text}; stop what uses it, or set --listen-zmq-urls") from None
+                raise ConfigError(f"{text}; {_remedy(error, 'listen-zmq-urls')}") from None
             log.error(
                 f"{text}: THE NATIVE PROTOCOL IS NOT SERVED; set --listen-zmq-urls to a free port"
             )
@@ -256,7 +256,7 @@ def open_http_listeners(urls: tuple[str, ...], flag: str) -> dict[str, list[sock
             continue
         address = parse_url(url, ("http", "https"))
         opened[url] = []
-        missing = ""
+        missing = OSError()
         try:
             places = socket.getaddrinfo(
                 address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -268,15 +268,24 @@ def open_http_listeners(urls: tuple[str, ...], flag: str) -> dict[str, list[sock
                     # A machine may have only one of IPv4 and IPv6.
                     if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                         raise
-                    missing = error.strerror or str(error)
+                    missing = error
         except OSError as error:
-            missing = error.strerror or str(error)
+            missing = error
             opened[url] = []
         if not opened[url]:
             raise ConfigError(
-                f"can't listen on {url}: {missing}; stop what uses it, or set --{flag}"
+                f"can't listen on {url}: {missing.strerror or missing}; {_remedy(missing, flag)}"
             )
     return opened
+
+
+def _remedy(error: OSError, flag: str) -> str:
+    """What to do about a listener that can't be opened."""
+    if error.errno == errno.EADDRINUSE:
+        return f"stop what uses it, or set --{flag}"
+    if error.errno == errno.EACCES:
+        return f"run as a user who may, or set --{flag} to a port from 1024 on"
+    return f"set --{flag} to an address of this machine"
 
 
 def _listen(family: int, kind: int, proto: int, place: tuple[Any, ...]) -> socket.socket:
@@ -323,11 +332,11 @@ class Supervisor:
             tls_context(config)
         elif config.cert_file or config.key_file:
             log.warning("no URL begins with https://: --cert-file and --key-file are not used")
-        self.listeners = open_listeners(config)
         self.client_listeners = open_http_listeners(config.listen_client_urls, "listen-client-urls")
         self.metrics_listeners = open_http_listeners(
             config.listen_metrics_urls, "listen-metrics-urls"
         )
+        self.listeners = open_listeners(config)
         self.children = [Child("applier"), Child("consensus")]
         self.children += [Child("gateway", n) for n in range(config.gateways)]
         self.poll = select.epoll()

@@ -184,6 +184,16 @@ def test_busy_port(tmp_path: Path) -> None:
     assert "THE NATIVE PROTOCOL IS NOT SERVED" in said, said
 
 
+def test_a_listener_that_cannot_be(tmp_path: Path) -> None:
+    """What to do is said: a port in use is something else than an address of elsewhere."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        text = fails(tmp_path / "busy", "--listen-client-urls", f"http://127.0.0.1:{port}")
+        assert "Address already in use; stop what uses it" in text, text
+    text = fails(tmp_path / "away", "--listen-client-urls", "http://192.0.2.1:2379")
+    assert "set --listen-client-urls to an address of this machine" in text, text
+
+
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     node = Node(tmp_path_factory.mktemp("requests") / "data", "--max-request-bytes", "100KiB")
