@@ -243,6 +243,10 @@ class IncomingThread:
         """The folder was installed: it is nobody's any more."""
         self._put(self._close)
 
+    def discard(self) -> None:
+        """Nobody wants what has come."""
+        self._put(self._remove)
+
     def close(self) -> None:
         """Ends the thread; what has come stays for the next start."""
         if self._thread is not None:
@@ -297,4 +301,9 @@ class IncomingThread:
     def _close(self) -> None:
         if self._folder is not None:
             self._folder.close()
+            self._folder = None
+
+    def _remove(self) -> None:
+        if self._folder is not None:
+            self._folder.remove()
             self._folder = None

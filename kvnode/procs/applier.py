@@ -38,6 +38,7 @@ from kvnode.env.lmdbstore import LmdbStore
 from kvnode.env.room import Room
 from kvnode.env.store import Opened, open_for_write
 from kvnode.env.unixlink import UnixEndpoint
+from kvnode.procs.copies import Copies
 from kvnode.procs.growth import with_room
 from kvnode.procs.lanes import ApplyLane
 from kvnode.procs.leasing import LeaseTeller
@@ -100,6 +101,7 @@ class Applier:
         self.untold_bytes = 0
         self.free_records = min(FREE_RECORDS, start.config.compaction_batch_limit)
         self.defragmenter = Defragmenter(self)
+        self.copies = Copies(self)
         self.checkpoint_watch = -1
         self.checkpoint_fd()
         self.scrub = Scrub(self, start.config.scrub_period)
@@ -124,9 +126,14 @@ class Applier:
     def write(self, work: Callable[[Machine], Result]) -> Result:
         """One transaction on the map in use, which grows when it is full."""
         self.machine, result = with_room(
-            self.opened.store, self.machine, self.machine_over, work, self.defragmenter.stop_copy
+            self.opened.store, self.machine, self.machine_over, work, self.make_way
         )
         return result
+
+    def make_way(self) -> None:
+        """The map is to be moved: copies of it under way are given up."""
+        self.defragmenter.stop_copy()
+        self.copies.stop()
 
     # --- consensus ------------------------------------------------------------------------------
 
@@ -166,6 +173,8 @@ class Applier:
                 self.border, self.border_term = PAIR.unpack_from(message.payload)
             elif message.kind == Frame.BORDER:
                 self.border, self.border_term = PAIR.unpack(message.payload)
+            elif message.kind in (Frame.SNAPSHOT_MAKE, Frame.INSTALL):
+                self.copies.on_frame(message.kind, message.payload)
             elif message.kind == Frame.FETCHED:
                 self.defragmenter.on_fetched(message.payload)
             elif message.kind == Frame.HELLO:
@@ -359,6 +368,7 @@ class Applier:
 
     def on_switched(self, machine: Machine) -> None:
         """Another generation is in use: everybody is told."""
+        self.copies.stop()
         self.machine = machine
         self.checkpoint_fd(True)
         self.scrub.restart()
@@ -418,6 +428,7 @@ class Applier:
     def stop(self) -> None:
         """Ends with a checkpoint and the clean mark."""
         self.defragmenter.abandon()
+        self.copies.stop()
         self.opened.close_clean(self.machine.applied_index)
         self.loop.stop()
 

@@ -41,6 +41,7 @@ from kvnode.env.link import GONE, KINDS, Endpoint, Peer
 from kvnode.env.room import Room
 from kvnode.env.unixlink import UnixEndpoint
 from kvnode.procs.alarms import SpaceWatch
+from kvnode.procs.feeding import Feeding
 from kvnode.procs.lanes import FAILED, ProposeLane
 from kvnode.procs.leasing import LEASE_FRAMES, LeaseKeeper
 from kvnode.procs.loop import Loop
@@ -156,6 +157,7 @@ class Consensus:
         self.space = SpaceWatch(start.config.quota_backend_bytes, start.member)
         self.leases = LeaseKeeper(self)
         self.peering = Peering(self)
+        self.feeding = Feeding(self)
         self.leader = 0
         self.led = False
         self.proposer: Peer | None = None
@@ -198,6 +200,7 @@ class Consensus:
         state = wal.state
         self.wal = wal
         heartbeat = start.config.heartbeat_interval
+        applied = self.feeding.open(applied)
         self.node = Node(
             NodeConfig(
                 id=MemberID(start.member),
@@ -248,6 +251,10 @@ class Consensus:
                 self.barriers[self.barrier_count] = (peer, number)
                 if self.node is not None:
                     self.node.read_index(self.barrier_count)
+            elif kind == Frame.SNAPSHOT_MADE:
+                self.feeding.on_made(message.payload)
+            elif kind == Frame.INSTALLED:
+                self.feeding.on_installed(message.payload)
             elif kind in LEASE_FRAMES:
                 self.leases.on_frame(peer, kind, message.payload)
             elif kind == Frame.HELLO:
@@ -256,6 +263,7 @@ class Consensus:
                 if peer is self.applier:
                     self.applier = None
                     self.leases.on_link()
+                    self.feeding.on_applier_gone()
                 self.leases.on_gone(peer)
                 if peer is self.proposer:
                     self.proposer = None
@@ -278,7 +286,7 @@ class Consensus:
             for number in self.barriers:
                 assert self.node is not None
                 self.node.read_index(number)
-        self.sent_index = self.border = hello.applied_index
+        self.sent_index = self.border = self.feeding.greet(hello.applied_index)
 
     def on_applied(
         self, applied: int, used: int, checkpoint: int, state_hash: int, flags: int
@@ -287,7 +295,7 @@ class Consensus:
         assert self.node is not None and self.wal is not None
         self.node.on_applied(Index(applied))
         if checkpoint > self.wal.first_index:
-            self.wal.cut(self.peering.keep_from(checkpoint))
+            self.wal.cut(self.feeding.keep_from(self.peering.keep_from(checkpoint)))
         made = self.space.on_used(used, bool(flags & NOSPACE_STANDS), self.node.term)
         if made is not None:
             self.proposals.append((None, made))
@@ -304,6 +312,7 @@ class Consensus:
         assert self.node is not None and self.wal is not None
         self.node.tick()
         self.peering.on_tick()
+        self.feeding.on_tick()
         slow = self.wal.in_flight_age_us() > SLOW_DISK_US
         if slow and not self.slow:
             log.error(
@@ -340,6 +349,8 @@ class Consensus:
         if number:
             self.node.on_persisted(number)
             hit("persisted")
+            if self.feeding.installing is not None:
+                self.feeding.on_durable(number)
 
     def turn(self) -> None:
         """The end of a turn: one entry of what gathered, then everything that is ready."""
@@ -360,6 +371,8 @@ class Consensus:
             self.peering.forward()
         while (ready := node.ready()) is not None:
             self.on_ready(ready)
+        if self.feeding.claimed:
+            self.feeding.turn_ended()
         self.feed_applier()
         if self.lane is not None:
             self.arm(self.lane, node)
@@ -489,7 +502,9 @@ class Consensus:
         if ready.messages:
             self.peering.send(ready.messages)
         if ready.needs_persist:
-            if ready.configuration is not None:
+            if ready.snapshot is not None:
+                self.feeding.save(ready.number, ready.snapshot)
+            elif ready.configuration is not None:
                 index, configuration = ready.configuration
                 wal.save_configuration(encode_configuration(configuration), index)
             if ready.entries:
@@ -512,7 +527,7 @@ class Consensus:
                 self.on_appended(ready.entries)
                 self.peering.on_appended(ready.entries)
         if ready.snapshot_requests:
-            self.peering.on_snapshot_requests(ready.snapshot_requests)
+            self.feeding.want(ready.snapshot_requests)
         if self.peering.unreachable:
             self.peering.report()
         for state in ready.read_states:
@@ -532,6 +547,7 @@ class Consensus:
             self.sent_index = first - 1
         if (
             self.applier is not None
+            and self.feeding.installing is None
             and first == self.sent_index + 1
             and self.applier.backlog < BACKLOG_BYTES
         ):
@@ -542,7 +558,7 @@ class Consensus:
         """Sends what the applier has not got from the log, then the border."""
         wal, applier = self.wal, self.applier
         fresh, self.fresh = self.fresh, []
-        if applier is None or wal is None:
+        if applier is None or wal is None or self.feeding.installing is not None:
             return
         if fresh:
             last = fresh[-1]
@@ -573,6 +589,7 @@ class Consensus:
         """Closes the log with its closing mark."""
         if self.wal is not None:
             self.leases.stop()
+            self.feeding.close()
             self.words.set(COMMIT, 0)
             self.wal.close()
         self.peering.close()

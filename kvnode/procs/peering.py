@@ -65,7 +65,6 @@ class Peering:
         self.net: PeerNet | None = None
         self.handlers: dict[int, Callable[[Incoming], None]] = {}
         self.unreachable: set[int] = set()
-        self.wanting_snapshot: set[int] = set()
         self.appended_bytes = 0
         self.marks: deque[tuple[int, int]] = deque()   # (bytes appended before, index)
         self.life = (0, 0)
@@ -116,16 +115,6 @@ class Peering:
         while self.unreachable:
             node.report_unreachable(self.unreachable.pop())  # type: ignore[arg-type]
 
-    def on_snapshot_requests(self, members: Sequence[int]) -> None:
-        """Members that need entries which the log no longer has."""
-        node = self.consensus.node
-        assert node is not None
-        for member in members:
-            if member not in self.wanting_snapshot:
-                self.wanting_snapshot.add(member)
-                log.error(f"member {member:x} is behind all that the log here still has")
-            node.report_snapshot(member, False)  # type: ignore[arg-type]
-
     def on_net(self) -> None:
         """Frames of other members."""
         assert self.net is not None
@@ -146,7 +135,7 @@ class Peering:
             message = decode_message(frame.payload)
             if message.sender != frame.sender:
                 raise DecodeError(f"a message of {message.sender:x} came from {frame.sender:x}")
-            if message.type == SNAPSHOT:
+            if message.type == SNAPSHOT and not self.consensus.feeding.may_step(message):
                 return
             if message.type == PROPOSE and node.role == Role.LEADER:
                 self.take(message.entries)

@@ -32,6 +32,11 @@ Payloads:
                   three: what was applied when it was answered holds at least that
     LEADER        u64 member id (0: none known), u64 term: consensus to gateways, first behind its
                   HELLO, then at each change: what is open is proposed again
+    SNAPSHOT_MAKE  u64 id of the file: consensus to applier, a copy for a member that is behind
+    SNAPSHOT_MADE  u64 id of the file, u64 index (0: none was made), u64 term, u64 size, text: why
+    INSTALL       u64 index, u64 term: consensus to applier, the log begins behind this received
+                  snapshot
+    INSTALLED     u64 index, u64 term: it is the map in use
 
 Absent on purpose: object serialization of any kind. Every payload is fixed integers and bytes.
 """
@@ -72,6 +77,10 @@ class Frame(IntEnum):
     LEASE_IDS = 22
     LEASE_IDS_OK = 23
     LEADER = 24
+    SNAPSHOT_MAKE = 25
+    SNAPSHOT_MADE = 26
+    INSTALL = 27
+    INSTALLED = 28
 
 
 class Role(IntEnum):
