@@ -119,6 +119,8 @@ class Copies:
         applier.on_switched(applier.machine_over(applier.opened.store))
         if applier.consensus_peer is not None:
             applier.leases.greet()
+        for peer in applier.gateways.values():
+            applier.server.send(peer, Frame.INSTALLED, PAIR.pack(index, term))
         log.info(
             "a snapshot is in use",
             extra={"fields": {"index": index, "term": term, "instead-of": before,

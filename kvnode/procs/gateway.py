@@ -60,6 +60,7 @@ from kvnode.procs.httpside import HttpSide
 from kvnode.procs.keepalives import LEASE_ANSWERS
 from kvnode.procs.member import Member
 from kvnode.procs.nativedoor import OWN_OPEN_MAX, NativeDoor
+from kvnode.procs.patience import Patience
 from kvnode.procs.process import Start, begin
 from kvnode.procs.services import Services
 from kvnode.procs.wires import Wire
@@ -69,7 +70,6 @@ log = logging.getLogger("gateway")
 
 FULL_SECONDS = 0.2
 STUCK_SECONDS = 1.0
-REPEAT_SECONDS = 2.0
 BLOCKED_SECONDS = 0.001
 NOT_YET_US = 2000
 NOT_YET_SECONDS = 0.002
@@ -105,7 +105,6 @@ class Gateway:
         self.stuck = False
         self.leader = 0
         self.leader_told = False
-        self.sent: dict[int, tuple[float, float]] = {}
         self.barrier_id = 0
         self.barrier_open = False
         self.calls: dict[int, Callable[[int, bytes], None]] = {}
@@ -141,6 +140,7 @@ class Gateway:
             max_batch_bytes=batch_max,
             max_txn_ops=config.max_txn_ops,
         )
+        self.patience = Patience(self)
         self.member = Member(self)
         self.compacting = Compacting(self)
         self.native = NativeDoor(self, batch_max)
@@ -278,8 +278,7 @@ class Gateway:
             if not self.open:
                 self.progress = self.loop.time()
             self.open[number] = batch
-            if self.leader != self.start.member:
-                self.sent[number] = (self.loop.time(), REPEAT_SECONDS)
+            self.patience.on_proposed(number)
             if not hit("proposal"):
                 self.consensus.send(Frame.PROPOSE, batch)
             hit("proposed")
@@ -339,6 +338,7 @@ class Gateway:
                 if reads.reads_gathering == 0:
                     return
                 reads.begin_barrier()
+                self.patience.on_barrier()
                 self.read_need = None
                 word = self.words.get(COMMIT)
                 if word & SOLE and not self.config.force_read_barrier:
@@ -419,7 +419,7 @@ class Gateway:
         """Lets go of proposals that are answered."""
         for number in self.front.take_finished():
             self.open.pop(number, None)
-            self.sent.pop(number, None)
+            self.patience.on_answered(number)
             self.repeated.discard(number)
 
     def on_consensus_down(self) -> None:
@@ -433,16 +433,6 @@ class Gateway:
             self.propose_again()
             self.services.keep_alives.ask_again()
         self.leader_told = True
-
-    def repeat_lost(self) -> None:
-        """What another member's consensus was sent and does not come back is proposed again, less
-        and less often: the way there loses frames when it is full."""
-        now = self.loop.time()
-        for number, (when, patience) in list(self.sent.items()):
-            if now - when > patience and self.leader:
-                self.sent[number] = (now, 2 * patience)
-                self.repeated.add(number)
-                self.repeat(number)
 
     def on_consensus(self, message: Message) -> None:
         """A frame of consensus."""
@@ -493,6 +483,9 @@ class Gateway:
                 # did not send, or that found nobody, come back through the sessions' windows.
                 self.greeted = True
                 self.propose_again()
+        elif message.kind == Frame.INSTALLED:
+            # What held the open proposals may be in the snapshot: it is never applied here.
+            self.propose_again()
         else:
             self.member.on_applier(message)
 
@@ -504,9 +497,8 @@ class Gateway:
     # --- housekeeping ---------------------------------------------------------------------------
 
     def watch_progress(self) -> None:
-        """Says aloud when writes wait and nothing is acknowledged; repeats what may be lost."""
-        if self.sent:
-            self.repeat_lost()
+        """Says aloud when writes wait and nothing is acknowledged."""
+        self.patience.tick()
         waiting = self.session_ready and bool(self.open)  # before, the others may still open files
         stuck = waiting and self.loop.time() - self.progress > STUCK_SECONDS
         if stuck and not self.stuck:

@@ -36,7 +36,8 @@ Payloads:
     SNAPSHOT_MADE  u64 id of the file, u64 index (0: none was made), u64 term, u64 size, text: why
     INSTALL       u64 index, u64 term: consensus to applier, the log begins behind this received
                   snapshot
-    INSTALLED     u64 index, u64 term: it is the map in use
+    INSTALLED     u64 index, u64 term: it is the map in use; to consensus, and to gateways, which
+                  propose again what is open
 
 Absent on purpose: object serialization of any kind. Every payload is fixed integers and bytes.
 """
