@@ -406,6 +406,26 @@ cdef class Front:
         self.finished.clear()
         return out
 
+    def give_up(self, const unsigned char[::1] batch not None, int code, Sink sink not None) -> None:
+        """Answers those clients of an open proposal that are `sink`'s with `code`. It stays open;
+        what becomes of it later finds them gone."""
+        cdef kv_rd r
+        cdef uint32_t left, i
+        cdef Group g
+        cdef Slot *s
+        cdef Ref *refs
+        kv_rd_init(&r, &batch[0], batch.shape[0])
+        if env_read_head(&r, &left) != ENV_ITEM:
+            raise DecodeError("not a batch")
+        while env_next_group(&r, &left, &g) == ENV_ITEM:
+            s = &self.slots[g.slot & self.slot_mask]
+            if not s.used or s.number != g.slot:
+                continue
+            refs = s.many if s.many != NULL else &s.one
+            for i in range(s.count):
+                if refs[i].sink == sink.number:
+                    sink.answer(&refs[i], code, STATE_REFUSED, NULL, 0)
+
     def refuse(self, const unsigned char[::1] batch not None, int code) -> None:
         """Answers every group of a proposal that consensus did not take with `code`."""
         cdef kv_rd r

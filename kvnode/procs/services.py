@@ -54,10 +54,10 @@ class Services:
         self.loop = gateway.loop
         self.http2.set_slow(int(config.warning_unary_request_duration * 1e6))
         gateway.on_serving.append(self.watch_slow)
-        sink = GrpcSink(self.http2)
-        gateway.sinks.add(sink)
+        self.grpc_sink = GrpcSink(self.http2)
+        gateway.sinks.add(self.grpc_sink)
         self.kv = KvMethods(
-            sink,
+            self.grpc_sink,
             gateway.front,
             gateway.soon,
             held_bytes_max=HELD_BYTES_MAX,

@@ -9,7 +9,9 @@ from pathlib import Path
 import grpc
 import pytest
 
+from kvnode.base.codes import Kind
 from kvnode.client import Client
+from kvnode.client.messages import put_request
 from kvnode.proto import rpc_pb2 as rpcpb
 from tests.faults.history import Writers
 from tests.support.cluster import Cluster
@@ -132,3 +134,29 @@ def test_all_members_killed_at_once_and_started_again(cluster: Cluster) -> None:
     writers.finish()
     verdict = writers.check()
     assert verdict.sound, f"{verdict}\n{verdict.notes}"
+
+
+def test_a_member_without_its_quorum_says_so_and_the_proposal_stays_open(cluster: Cluster) -> None:
+    grpc_put(cluster.nodes[0], b"before", b"1")
+    alone = cluster.leader()
+    others = [node for node in cluster.nodes if node is not alone]
+    for node in others:
+        node.kill()
+    assert grpc_get(alone, b"before", serializable=True).count == 1
+    with Client(alone.endpoint, timeout=60) as client:
+        pending = client.submit(Kind.PUT, put_request(b"native", b"1"))
+        client.flush()
+        for ask in (lambda: grpc_put(alone, b"over grpc", b"1"), lambda: grpc_get(alone, b"before")):
+            with pytest.raises(grpc.RpcError) as caught:
+                ask()
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert caught.value.details() in (
+                "etcdserver: request timed out", "etcdserver: no leader",
+            )
+        assert cluster.status(alone).leader == 0
+        cluster.start(others)
+        client.wait(pending)
+        found = client.get(b"native")
+        assert found is not None and found.version == 1
+    # What timed out was not given up: its bytes stayed open, and are executed once.
+    assert [kv.version for kv in grpc_get(alone, b"over grpc").kvs] == [1]
