@@ -39,4 +39,3 @@ WATCH_SLICE_BYTES = 256 * KIB               # events of one slice, before it end
 SNAPSHOT_CHUNK_BYTES = MIB                  # a piece of a snapshot's file between members
 SNAPSHOT_CHUNKS_MAX = 8                     # of one transfer, not yet acknowledged
 SNAPSHOT_FILES_MAX = 2                      # kept for members that are behind
-LOG_KEPT_BYTES_MAX = GIB                    # for members behind; beyond, they need a snapshot

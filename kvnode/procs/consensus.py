@@ -295,7 +295,7 @@ class Consensus:
         assert self.node is not None and self.wal is not None
         self.node.on_applied(Index(applied))
         if checkpoint > self.wal.first_index:
-            self.wal.cut(self.feeding.keep_from(self.peering.keep_from(checkpoint)))
+            self.wal.cut(self.peering.keep_from(checkpoint))
         made = self.space.on_used(used, bool(flags & NOSPACE_STANDS), self.node.term)
         if made is not None:
             self.proposals.append((None, made))

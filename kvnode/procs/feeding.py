@@ -265,7 +265,7 @@ class Feeding:
                 file.file.remove()
 
     def keep_from(self, checkpoint: int) -> int:
-        """The log is needed from here, for what is being made or sent."""
+        """The log is needed from here, for what is being made or sent (peering bounds it)."""
         assert self.consensus.wal is not None
         if self.making:
             return min(checkpoint, self.consensus.wal.first_index)

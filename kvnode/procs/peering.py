@@ -26,6 +26,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -66,6 +67,10 @@ class Peering:
         self.handlers: dict[int, Callable[[Incoming], None]] = {}
         self.unreachable: set[int] = set()
         self.appended_bytes = 0
+        small = os.environ.get("KVNODE_TEST_LOG_KEPT_BYTES")   # both: a test needs a snapshot
+        self.tail_bytes = int(small) if small else TAIL_BYTES
+        self.behind_bytes = int(small) if small else BEHIND_BYTES
+        self.mark_bytes = min(MARK_BYTES, self.tail_bytes // 8)
         self.marks: deque[tuple[int, int]] = deque()   # (bytes appended before, index)
         self.life = (0, 0)
         self.life_us = 0
@@ -182,10 +187,10 @@ class Peering:
         """Notes how many bytes lie behind which index."""
         if self.net is None:
             return
-        if not self.marks or self.appended_bytes - self.marks[-1][0] > MARK_BYTES:
+        if not self.marks or self.appended_bytes - self.marks[-1][0] > self.mark_bytes:
             self.marks.append((self.appended_bytes, entries[0].index))
         self.appended_bytes += sum([len(entry.data) for entry in entries])
-        while self.appended_bytes - self.marks[0][0] > BEHIND_BYTES + 2 * MARK_BYTES:
+        while self.appended_bytes - self.marks[0][0] > self.behind_bytes + 2 * self.mark_bytes:
             self.marks.popleft()
 
     def keep_from(self, checkpoint: int) -> int:
@@ -194,12 +199,13 @@ class Peering:
         assert node is not None and consensus.wal is not None
         if self.net is None:
             return checkpoint
-        keep = min(checkpoint, self._index_before(TAIL_BYTES))
+        keep = min(checkpoint, self._index_before(self.tail_bytes))
         needed = min(
             [member.needs_from for member in node.status().members if member.needs_from],
             default=keep,
         )
-        return min(keep, max(needed, self._index_before(BEHIND_BYTES)))
+        needed = min(needed, consensus.feeding.keep_from(keep))
+        return min(keep, max(needed, self._index_before(self.behind_bytes)))
 
     def _index_before(self, size: int) -> int:
         """An index behind which at most about `size` bytes lie."""
