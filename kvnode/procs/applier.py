@@ -236,8 +236,8 @@ class Applier:
         hit("committed")
         if self.machine.compact_revision != compacted:
             self.loop.want_idle()
-        self._publish()
         self.on_leases()
+        self._publish()
         answered = set()
         for incarnation, answers in results:
             peer = self.gateways.get(incarnation)

@@ -155,8 +155,8 @@ class Consensus:
         self.room = Room(start.layout.wal)
         self.full = self.slow = self.roomy = False
         self.space = SpaceWatch(start.config.quota_backend_bytes, start.member)
-        self.leases = LeaseKeeper(self)
         self.peering = Peering(self)
+        self.leases = LeaseKeeper(self)
         self.feeding = Feeding(self)
         self.leader = 0
         self.led = False
@@ -532,7 +532,7 @@ class Consensus:
             self.peering.report()
         for state in ready.read_states:
             if cast(int, state.context) < 0:
-                self.leases.on_round(cast(int, state.context))
+                self.leases.on_round(cast(int, state.context), state.index)
             waiting = self.barriers.pop(cast(int, state.context), None)
             if waiting is not None:
                 peer, number = waiting

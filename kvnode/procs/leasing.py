@@ -19,8 +19,8 @@ Invariants:
   3. The rows of events are in apply order without a gap from the table's index on: they come on
      one link, whose first frame stands at or below the index that is read.
 
-Absent on purpose: questions to another member's keeper. A member that doesn't lead keeps them
-until it does (`asks`); forwarding them belongs there.
+A member that doesn't lead passes its questions on (procs/leaseroute) and keeps them until they
+are answered.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from kvnode._core.sharedword import (
 )
 from kvnode.base.limits import LEASE_ASKS_BYTES_MAX
 from kvnode.env.clock import monotonic_us
+from kvnode.procs.leaseroute import Asker, LeaseRoute
 from kvnode.raft import Role
 from kvnode.state.lessor import CHECKPOINT_SECONDS, Lessor, Work
 from kvnode.wire.frames import ONE, PAIR, Frame
@@ -54,7 +55,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("consensus")
 
-LEASE_FRAMES = frozenset({Frame.LEASES, Frame.KEEP_ALIVE, Frame.LEASE_TIMES, Frame.LEASE_IDS})
+QUESTIONS = frozenset({Frame.KEEP_ALIVE, Frame.LEASE_TIMES, Frame.LEASE_IDS})
+LEASE_FRAMES = QUESTIONS | {Frame.LEASES}
 LOAD_COUNT = 20_000        # leases of one slice: about 5 ms
 NOT_YET_SECONDS = 0.003
 ROUND_FIRST = -1           # contexts of Raft's read rounds count down from here
@@ -89,7 +91,7 @@ class LeaseTeller:
 class Ask:
     """One question: `round` is 0 when its quorum round is done."""
 
-    __slots__ = ("kind", "payload", "peer", "renewed", "round", "waits")
+    __slots__ = ("kind", "need", "payload", "peer", "renewed", "round", "sent", "waits")
 
     def __init__(self, peer: Peer, kind: int, payload: bytes) -> None:
         self.peer = peer
@@ -98,6 +100,8 @@ class Ask:
         self.round: int | None = None     # None: not begun
         self.renewed = False              # since it came, so that nothing expires before it
         self.waits = False                # for a checkpoint
+        self.need = 0                     # index that the table must hold: the round's
+        self.sent = (0, 0, 0.0)           # to which leader, by what number, when (leaseroute)
 
 
 class LeaseKeeper:
@@ -119,6 +123,7 @@ class LeaseKeeper:
         self.snapshot: ReadTxn | None = None
         self.load_at = b""
         self.proposed: dict[int, Work] = {}
+        self.route = LeaseRoute(self)
         self.beats = range(BEAT, BEAT + consensus.start.config.gateways)
 
     # --- frames ---------------------------------------------------------------------------------
@@ -126,9 +131,7 @@ class LeaseKeeper:
     def on_frame(self, peer: Peer, kind: int, payload: bytes) -> None:
         """LEASES of the applier, or a gateway's question."""
         if kind != Frame.LEASES:
-            if self.asks_bytes + len(payload) <= LEASE_ASKS_BYTES_MAX:
-                self.asks.append(Ask(peer, kind, payload))
-                self.asks_bytes += len(payload)
+            self.on_question(peer, kind, payload)
             return
         index, count = PAIR.unpack_from(payload)
         self.received += 1
@@ -144,6 +147,16 @@ class LeaseKeeper:
         else:
             self.empty = False
 
+    def on_question(self, peer: Peer, kind: int, payload: bytes) -> None:
+        """A gateway's question, or another member's."""
+        if kind in QUESTIONS and self.asks_bytes + len(payload) <= LEASE_ASKS_BYTES_MAX:
+            self.asks.append(Ask(peer, kind, payload))
+            self.asks_bytes += len(payload)
+
+    def count_asks(self) -> None:
+        """After questions were taken away."""
+        self.asks_bytes = sum([len(ask.payload) for ask in self.asks])
+
     def on_link(self) -> None:
         """The applier came or went: what it says next begins anew."""
         self.linked = False
@@ -155,11 +168,13 @@ class LeaseKeeper:
         self.asks = [ask for ask in self.asks if ask.peer is not peer]
         self.asks_bytes = sum(len(ask.payload) for ask in self.asks)
 
-    def on_round(self, context: int) -> None:
-        """A quorum round is over: questions that it carried may be answered."""
+    def on_round(self, context: int, index: int) -> None:
+        """A quorum round is over: questions that it carried may be answered once the applier has
+        told of everything up to `index`, which another member may have acknowledged."""
         for ask in self.asks:
             if ask.round == context:
                 ask.round = 0
+                ask.need = index
         self.consensus.loop.after(0, lambda: None)
 
     def on_role(self) -> None:
@@ -262,10 +277,12 @@ class LeaseKeeper:
     def turn(self) -> None:
         """The end of a turn with questions: begins rounds, answers those whose round is over."""
         if not self._leads():
+            self.route.forward()
             return
         consensus = self.consensus
         node = consensus.node
         assert node is not None
+        applied = consensus.words.get(APPLIED)   # stored behind the word that is read next
         complete = self.received >= consensus.words.get(LEASES)
         sole = node.sole_voter
         begun = False
@@ -274,8 +291,11 @@ class LeaseKeeper:
             if ask.round is None and not sole:
                 ask.round = self.next_round
                 begun = True
-            if (not sole and ask.round) or not complete or not self._answer(ask):
+            late = not sole and (ask.round or ask.need > applied)
+            if late or not complete or not self._answer(ask):
                 left.append(ask)
+                if late and not ask.round:
+                    consensus.loop.after(NOT_YET_SECONDS, lambda: None)
         if begun:
             node.read_index(self.next_round)
             self.next_round -= 1
@@ -300,7 +320,10 @@ class LeaseKeeper:
             answer, body = Frame.LEASE_TIMES_OK, lessor.times(payload, ONE.size, now)
         else:
             answer, body = Frame.LEASE_IDS_OK, lessor.clock.ids()
-        self.consensus.server.send(ask.peer, answer, head, body)
+        if isinstance(ask.peer, Asker):
+            self.route.answer(ask.peer, answer, head + body)
+        else:
+            self.consensus.server.send(ask.peer, answer, head, body)
         return True
 
     def _propose(self, work: Work) -> None:

@@ -22,6 +22,8 @@ Payloads:
                  u32 crc of the bytes, bytes; no bytes: asks what is there
     CHUNK_ACK    u64 index, u64 term, u64 id of the file, u64 bytes that are there in order,
                  u8 state (ChunkState)
+    LEASE_ASK    u64 number, u64 kind of frame (wire/frames: KEEP_ALIVE and the like), its payload
+    LEASE_ANSWER u64 number of the question, u64 kind of frame, its payload
 
 Worked example, kind 4 from nobody to nobody in cluster 1: `4b565031 01 04 0000`, 1, 0, 0 and the
 incarnation as little-endian u64.
@@ -52,6 +54,8 @@ class PeerFrame(IntEnum):
     CLUSTER = 4
     CHUNK = 5
     CHUNK_ACK = 6
+    LEASE_ASK = 7
+    LEASE_ANSWER = 8
 
 
 class ChunkState(IntEnum):

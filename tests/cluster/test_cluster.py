@@ -36,7 +36,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     made.fsck()
 
 
-def grpc_put(node: Node, key: bytes, value: bytes) -> int:
+def grpc_put(node: Node, key: bytes, value: bytes = b"1") -> int:
     """The revision of a put over gRPC."""
     with grpc.insecure_channel(f"127.0.0.1:{node.port}") as channel:
         call = channel.unary_unary("/etcdserverpb.KV/Put")
@@ -146,9 +146,9 @@ def test_a_member_without_its_quorum_says_so_and_the_proposal_stays_open(cluster
     with Client(alone.endpoint, timeout=60) as client:
         pending = client.submit(Kind.PUT, put_request(b"native", b"1"))
         client.flush()
-        for ask in (lambda: grpc_put(alone, b"over grpc", b"1"), lambda: grpc_get(alone, b"before")):
+        for ask in (grpc_put, grpc_get):
             with pytest.raises(grpc.RpcError) as caught:
-                ask()
+                ask(alone, b"over grpc")
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             assert caught.value.details() in (
                 "etcdserver: request timed out", "etcdserver: no leader",
@@ -160,3 +160,37 @@ def test_a_member_without_its_quorum_says_so_and_the_proposal_stays_open(cluster
         assert found is not None and found.version == 1
     # What timed out was not given up: its bytes stayed open, and are executed once.
     assert [kv.version for kv in grpc_get(alone, b"over grpc").kvs] == [1]
+
+
+def test_leases_live_by_keep_alives_through_any_member_and_end_everywhere(
+    cluster: Cluster,
+) -> None:
+    clients = [Client(node.endpoint, timeout=30) for node in cluster.nodes]
+    leases = [client.grant(3).ID for client in clients]
+    for lease, client in zip(leases, clients, strict=True):
+        client.put(b"leased/%d" % lease, b"v", lease=lease)
+    for lease in leases:
+        # The member that asks is seldom the one that granted, or the leader.
+        for client in clients:
+            assert client.keep_alive(lease).TTL == 3
+            assert client.time_to_live(lease).grantedTTL == 3
+    for client in clients:
+        assert {found.ID for found in client.leases().leases} == set(leases)
+    leader = cluster.leader()
+    alive = [c for c, n in zip(clients, cluster.nodes, strict=True) if n is not leader]
+    leader.kill()
+    until = time.monotonic() + 6
+    while time.monotonic() < until:
+        for client in alive:
+            assert client.keep_alive(leases[0]).TTL == 3
+        time.sleep(0.3)
+    until = time.monotonic() + 30
+    while len(alive[0].leases().leases) > 1:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert [found.ID for found in alive[1].leases().leases] == leases[:1]
+    assert alive[1].get(b"leased/%d" % leases[1]) is None
+    assert alive[0].get(b"leased/%d" % leases[0]) is not None
+    leader.start()
+    for client in clients:
+        client.close()
