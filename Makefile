@@ -46,7 +46,7 @@ sim-many: setup
 	@$(PY) -m tests.sim --seconds $(or $(SECONDS),600) --first $(or $(FIRST),0) $(ARGS)
 
 data-rewrite: setup
-	@KVNODE_REWRITE=1 $(PY) -m pytest -q tests/raft tests/state
+	@KVNODE_REWRITE=1 $(PY) -m pytest -q tests/raft tests/state tests/unit/test_docs.py
 
 clean:
 	rm -rf build $(VENV) kvnode/*/*.so
