@@ -186,12 +186,16 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_obsolete(root: Path, applied: int) -> None:
-    """At a start: what the state has passed, and what is of no known form."""
+def remove_obsolete(root: Path, applied: int) -> int:
+    """What the state has passed, and what is of no known form; the highest index that is left."""
+    left = 0
     for folder in folders(root):
         index = folder.name.split("-")[0]
         if not index.isdigit() or int(index) <= applied:
             remove_folder(folder)
+        else:
+            left = max(left, int(index))
+    return left
 
 
 def is_ready(root: Path, name: str, index: int, term: int) -> bool:
@@ -243,9 +247,9 @@ class IncomingThread:
         """The folder was installed: it is nobody's any more."""
         self._put(self._close)
 
-    def discard(self) -> None:
-        """Nobody wants what has come."""
-        self._put(self._remove)
+    def discard(self, applied: int) -> None:
+        """Nobody wants what has come: the state is at `applied`."""
+        self._put(lambda: self._remove(applied))
 
     def close(self) -> None:
         """Ends the thread; what has come stays for the next start."""
@@ -303,7 +307,6 @@ class IncomingThread:
             self._folder.close()
             self._folder = None
 
-    def _remove(self) -> None:
-        if self._folder is not None:
-            self._folder.remove()
-            self._folder = None
+    def _remove(self, applied: int) -> None:
+        self._close()
+        remove_obsolete(self.root, applied)

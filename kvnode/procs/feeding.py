@@ -20,9 +20,11 @@ Invariants:
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from kvnode._core.sharedword import APPLIED
 from kvnode.base.errors import DecodeError, DiskError
 from kvnode.base.failpoint import hit
 from kvnode.base.ids import Index, MemberID
@@ -71,9 +73,12 @@ class Feeding:
         self.not_before = 0.0
         self.thread: IncomingThread | None = None
         self.receiver: Receiver | None = None
+        self.incoming = 0                   # index of what is here of a snapshot, 0: nothing
         self.claimed = False
         self.installing: tuple[int, Snapshot] | None = None
         self.install_due = False            # the record is durable, INSTALLED has not come
+        slow = os.environ.get("KVNODE_TEST_FEED_BYTES_PER_SECOND")
+        self.rate = int(slow) if slow else FEED_BYTES_PER_SECOND
         self.unpumped: set[int] = set()     # members whose next piece has its timer
 
     def open(self, applied: int) -> int:
@@ -85,7 +90,7 @@ class Feeding:
         state = consensus.wal.state
         clear(self.root)
         if self.root.exists():
-            remove_obsolete(self.root, applied)
+            self.incoming = remove_obsolete(self.root, applied)
         handlers = consensus.peering.handlers
         handlers[PeerFrame.CHUNK] = self.on_chunk
         handlers[PeerFrame.CHUNK_ACK] = self.on_ack
@@ -115,7 +120,7 @@ class Feeding:
         found = self.usable()
         if found is not None:
             for member in self.waiting:
-                sender = Sender(found.file.name, found.file.read, now, FEED_BYTES_PER_SECOND)
+                sender = Sender(found.file.name, found.file.read, now, self.rate)
                 self.transfers[member] = sender, found
                 log.info(
                     "a member is sent a snapshot",
@@ -275,6 +280,10 @@ class Feeding:
     def on_tick(self) -> None:
         """Time passes."""
         node = self.consensus.node
+        if self.incoming and self.consensus.words.get(APPLIED) >= self.incoming and not (
+            self.claimed or self.install_due
+        ):
+            self.discard()
         if node is None or not (self.waiting or self.transfers or self.files):
             return
         if node.role != Role.LEADER:
@@ -298,11 +307,27 @@ class Feeding:
         except DecodeError as error:
             log.warning(str(error))
             return
+        receiver = self.start_receiver()
+        self.answer(receiver.on_chunk(frame.sender, chunk, self.now))
+        if receiver.name is not None:
+            self.incoming = receiver.name.index
+
+    def start_receiver(self) -> Receiver:
+        """Made with the first frame that needs it."""
+        consensus = self.consensus
         if self.receiver is None:
             self.thread = IncomingThread(self.root, consensus.start.cluster)
             self.receiver = Receiver(self.thread, lambda index: index > consensus.committed)
             consensus.loop.add(self.thread.fileno(), self.on_news)
-        self.answer(self.receiver.on_chunk(frame.sender, chunk, self.now))
+        return self.receiver
+
+    def discard(self) -> None:
+        """What is here of a snapshot is of no use any more."""
+        receiver, applied = self.start_receiver(), self.consensus.words.get(APPLIED)
+        assert self.thread is not None
+        self.claimed, self.incoming = False, 0
+        receiver.release()
+        self.thread.discard(max(applied, self.consensus.committed))
 
     def on_news(self) -> None:
         """The thread has done something."""
@@ -348,10 +373,7 @@ class Feeding:
     def turn_ended(self) -> None:
         """After all Readies of a turn: a file that Raft did not want is nobody's."""
         if self.claimed and self.installing is None and not self.install_due:
-            assert self.receiver is not None and self.thread is not None
-            self.claimed = False
-            self.receiver.release()
-            self.thread.discard()
+            self.discard()
 
     def save(self, number: int, snapshot: Snapshot) -> None:
         """Ready.snapshot: its record goes to the log."""
@@ -406,6 +428,7 @@ class Feeding:
     def installed(self) -> None:
         """Another file may come."""
         self.install_due = False
+        self.incoming = 0
         if self.claimed:
             assert self.receiver is not None and self.thread is not None
             self.claimed = False
