@@ -91,6 +91,7 @@ cdef class Conns(Sink):
         unordered_map[int, Flow] flows
         uint64_t now_us
         readonly uint64_t malformed
+        readonly uint64_t sends     # how often something was put into the socket
         list events
         size_t open_at         # where the answer being written begins
 

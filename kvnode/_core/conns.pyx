@@ -272,6 +272,7 @@ cdef class Conns(Sink):
     cdef bint send_ident(self, Conn *c) noexcept nogil:
         cdef zmq_msg m
         cdef uint8_t *d
+        self.sends += 1
         self.z.init_size(&m, 5)
         d = <uint8_t *> self.z.data(&m)
         d[0] = 0

@@ -10,6 +10,8 @@ class Http2(PyStreams):
     written_bytes: int
     read_bytes: int
     draining: bool
+    reading: bool
+    on_read: Any
     def __init__(
         self,
         *,

@@ -397,23 +397,27 @@ cdef class Http2(PyStreams):
         c.read_us = self.now()
         c.ping_us = 0
         self.read_bytes += n
-        self.busy = True
+        self.busy = self.reading = True
         try:
             took = nghttp2_session_mem_recv(c.session, p, n)
         finally:
-            self.busy = False
+            self.busy = self.reading = False
         if self.error is not None:
             error, self.error = self.error, None
             raise error
         if took < 0 or <size_t> took != n:
             # Not HTTP/2 at all, or nghttp2 has no memory: nothing can be said.
             self.end_conn(c)
-            return 0
+            return self.work()
         self.mark(c)
         if c.paused and c.out_bytes > CONN_OUT_BYTES and not c.stopped:
             c.stopped = True
             (<object> c.transport).pause_reading()
-        return self.work()
+        if self.on_read is None or self.asked:
+            return self.work()
+        self.asked = True
+        self.on_read()
+        return 0
 
     def lost(self, uint32_t number) -> None:
         """The transport of connection `number` is closed: its number may be used again."""

@@ -176,6 +176,7 @@ class ClientDoor:
         self.leaderless_since: float | None = None
         self.http2 = gateway.services.http2
         self.http2.on_work = self.on_work
+        self.http2.on_read = self.on_read
         self.door = Door(gateway.loop, self.http2)
         self.tls: ssl.SSLContext | None = None
         gateway.on_serving.append(self.serve)
@@ -185,6 +186,14 @@ class ClientDoor:
         """Something waits for a flush: this turn's, or another's."""
         if not self.turning:
             self.gateway.soon()
+
+    def on_read(self) -> None:
+        """A connection was read. A request that comes alone has its turn now."""
+        gateway = self.gateway
+        if gateway.turn_due is None and gateway.lane.lone():
+            gateway.end_turn()
+        else:
+            gateway.soon()
 
     def begin_turn(self) -> None:
         """A turn that ends with `end_turn` has begun."""

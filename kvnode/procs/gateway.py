@@ -56,6 +56,7 @@ from kvnode.env.lmdbstore import LmdbStore
 from kvnode.env.store import open_for_read
 from kvnode.procs.compacting import Compacting
 from kvnode.procs.door import ClientDoor
+from kvnode.procs.gatelane import GateLane
 from kvnode.procs.httpside import HttpSide
 from kvnode.procs.keepalives import LEASE_ANSWERS
 from kvnode.procs.member import Member
@@ -146,6 +147,7 @@ class Gateway:
         self.native = NativeDoor(self, batch_max)
         self.services = Services(self)
         self.on_serving.append(self.native.serve)
+        self.lane = GateLane(self.front)
         self.clients = ClientDoor(self)
         self.http = HttpSide(self)
         hello = Hello(Role.GATEWAY, os.getpid(), self.incarnation).encode()
@@ -227,11 +229,12 @@ class Gateway:
             self.turn_due.cancel()
             self.turn_due = None
         self.pump()
-        self.native.on_socket()
+        self.native.after_turn()
 
     def pump(self) -> None:
         """The end of a turn: events, the proposals, the reads, the answers."""
         self.clients.begin_turn()
+        self.lane.end_turn()
         while self.native.take_events() or self.take_own():
             pass
         self.propose_gathered()

@@ -47,6 +47,8 @@ class NativeDoor:
         self.gateway = gateway
         self.loop = gateway.loop
         self.serving = False
+        self.emptied = -1
+        """Messages sent when the socket was last found empty; -1: it was not."""
         self.socket = self._bind()
         self.conns = Conns(functions(), self.socket.underlying)
         gateway.sinks.add(self.conns)
@@ -94,13 +96,22 @@ class NativeDoor:
         """The ROUTER's descriptor is edge-triggered: read until it is empty or there is enough.
 
         Empty means found empty after the last answer left: a send takes the edge of what came
-        meanwhile. So this is called after each turn, too.
+        meanwhile. So this is called after each turn that sent anything, too.
         """
+        self.read_out(pumped=False)
+
+    def after_turn(self) -> None:
+        """The end of a turn: what came meanwhile is looked for, if its edge may be gone."""
+        if self.emptied != self.conns.sends:
+            self.read_out(pumped=True)
+
+    def read_out(self, pumped: bool) -> None:
+        """Reads until the socket is empty; `pumped`: a turn has just ended."""
         gateway = self.gateway
         if not self.serving or gateway.stopping:
             return
         front = gateway.front
-        pumped = False
+        self.emptied = -1
         while True:
             if (
                 front.open_bytes + front.gathered_bytes > OPEN_BYTES_MAX
@@ -108,10 +119,12 @@ class NativeDoor:
             ):
                 gateway.pump()
                 return
+            sends = self.conns.sends
             count = self.messages.drain(monotonic_us(), 2048)
             hit("drain")
             if count == 0:
                 if pumped:
+                    self.emptied = sends
                     return
                 gateway.pump()
                 pumped = True
@@ -133,6 +146,7 @@ class NativeDoor:
     def sweep(self) -> None:
         """Ends connections that never greeted or fell silent."""
         self.conns.expire(monotonic_us(), HELLO_US, SILENT_US)
+        self.after_turn()
         self.loop.call_later(SWEEP_SECONDS, self.sweep)
 
     def on_monitor(self) -> None:

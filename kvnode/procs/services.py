@@ -43,6 +43,7 @@ class Services:
 
     def __init__(self, gateway: Gateway) -> None:
         config = gateway.config
+        self.gateway = gateway
         self.http2 = Http2(
             max_streams=config.max_concurrent_streams,
             max_message_bytes=config.max_request_bytes + GRPC_OVERHEAD_BYTES,
@@ -59,7 +60,7 @@ class Services:
         self.kv = KvMethods(
             self.grpc_sink,
             gateway.front,
-            gateway.soon,
+            self.wake,
             held_bytes_max=HELD_BYTES_MAX,
         )
         gateway.front.complete_grants(random_u64(), lease_ttl_min(config))
@@ -70,6 +71,11 @@ class Services:
         gateway.busy.append(lambda: not self.http2.idle)
         self.keep_alives = KeepAlives(gateway, self.http2)
         self.watching = Watching(gateway, self.http2)
+
+    def wake(self) -> None:
+        """Requests have come. What is read from a connection asks for its turn at its end."""
+        if not self.http2.reading:
+            self.gateway.soon()
 
     def watch_slow(self) -> None:
         """Says which unary calls took longer than --warning-unary-request-duration."""
