@@ -586,9 +586,14 @@ class Consensus:
             hit("bordered")
 
     def stop(self) -> None:
-        """Closes the log with its closing mark."""
+        """Gives leadership away, then closes the log with its closing mark."""
         if self.wal is not None:
             self.leases.stop()
+        self.peering.hand_over(self.close)
+
+    def close(self) -> None:
+        """Nobody needs this process any more."""
+        if self.wal is not None:
             self.feeding.close()
             self.words.set(COMMIT, 0)
             self.wal.close()

@@ -56,6 +56,8 @@ FORWARD_BYTES = 4 * MIB
 TAIL_BYTES = 64 * MIB          # of the log, kept for whoever comes back
 BEHIND_BYTES = 512 * MIB       # kept by a leader for members that it knows to be behind
 MARK_BYTES = 4 * MIB
+HAND_OVER_SECONDS = 0.5
+LOOK_SECONDS = 0.005
 
 
 class Peering:
@@ -180,6 +182,38 @@ class Peering:
                 node.propose(taken[0] if len(taken) == 1 else merge(taken))
             except ProposalRefusedError:
                 return   # the gateways propose again
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def hand_over(self, done: Callable[[], None]) -> None:
+        """A leader that stops asks the best follower to lead; `done` when it does, or soon."""
+        consensus, node = self.consensus, self.consensus.node
+        if self.net is None or node is None or node.role != Role.LEADER:
+            done()
+            return
+        able = [
+            member
+            for member in node.status().members
+            if member.active and member.member in node.configuration.voters
+        ]
+        if not able:
+            done()
+            return
+        best = max(able, key=lambda member: member.match)
+        try:
+            node.transfer_leadership(best.member)
+        except ProposalRefusedError:
+            done()
+            return
+        until = consensus.loop.now + HAND_OVER_SECONDS
+
+        def look() -> None:
+            if node.role == Role.LEADER and consensus.loop.now < until:
+                consensus.loop.after(LOOK_SECONDS, look)
+            else:
+                done()
+
+        consensus.loop.after(LOOK_SECONDS, look)
 
     # --- the log, kept for others ---------------------------------------------------------------
 

@@ -194,3 +194,18 @@ def test_leases_live_by_keep_alives_through_any_member_and_end_everywhere(
     leader.start()
     for client in clients:
         client.close()
+
+
+def test_a_leader_that_stops_hands_over_first(cluster: Cluster) -> None:
+    term = cluster.status(cluster.nodes[0]).raftTerm
+    leader = cluster.leader()
+    other = next(node for node in cluster.nodes if node is not leader)
+    with Client(other.endpoint) as client:
+        client.put(b"before")
+        leader.stop()
+        began = time.monotonic()
+        client.put(b"after")
+        took = time.monotonic() - began
+    assert cluster.status(other).raftTerm == term + 1
+    leader.start()
+    assert took < 0.9, f"{took:.2f} s: the others waited for an election timeout"
