@@ -44,6 +44,8 @@ _COMMANDS = {
     "wal": ("Maintenance", "maintenance", "wal", "Reads and checks the log of a stopped node"),
     "version": ("Utility", "node", "version", "Prints the version of kvnode"),
 }  # fmt: skip
+_ETCDCTLS = frozenset({"watch", "member", "endpoint", "alarm", "lock", "elect", "check"})
+"""Commands of etcdctl's that have no twin here and that the client port serves."""
 
 
 class LazyGroup(click.Group):
@@ -54,6 +56,9 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
+            if cmd_name in _ETCDCTLS:
+                hint = f"etcdctl has it: `etcdctl {cmd_name}`, through the client port (2379)"
+                raise Fault(f"No such command '{cmd_name}'.", hint=hint)
             return None
         _, module, attribute, _ = _COMMANDS[cmd_name]
         path = module if "." in module else f"kvnode.cli.{module}"

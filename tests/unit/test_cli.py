@@ -253,6 +253,7 @@ def test_verify_of_a_new_state_and_of_damage(bare: Run, tmp_path: Path) -> None:
         ("get a --rev 99", 1, "etcdserver: mvcc: required revision is a future revision"),
         ("get a --limit 9223372036854775808", 1, "Invalid value for '--limit'"),
         ("bogus", 1, "No such command 'bogus'"),
+        ("watch a", 1, "etcdctl has it: `etcdctl watch`"),
         ("put", 128, "put command needs 1 argument and input from stdin or 2 arguments"),
         ("put x", 128, "put command needs 1 argument and input from stdin or 2 arguments"),
         ("put a v --ignore-value", 128, "put command needs only 1 argument when 'ignore-value'"),
