@@ -24,6 +24,7 @@ import contextlib
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
@@ -39,6 +40,7 @@ from kvnode.env.store import DATA, INCOMING, RECEIVED, map_bytes, remove_durably
 from kvnode.wire.snapfile import TAIL_BYTES, FileName, Tail, decode_tail
 
 SYNC_BYTES = 16 * MIB
+SYNC_SECONDS = 1.0         # on a slow link: what a restart loses
 READ_BYTES = MIB // 2
 SPACE_RESERVE_BYTES = 64 * MIB
 
@@ -54,6 +56,7 @@ class IncomingFolder:
         self.have = 0
         self.complete = False
         self._durable = 0
+        self._synced_at = time.monotonic()
         self._fd = -1
 
     def open(self) -> None:
@@ -110,7 +113,8 @@ class IncomingFolder:
             done = os.pwrite(self._fd, view, self.have)
             self.have += done
             view = view[done:]
-        if self.have - self._durable >= SYNC_BYTES:
+        waited = time.monotonic() - self._synced_at
+        if self.have - self._durable >= SYNC_BYTES or waited >= SYNC_SECONDS:
             self.sync()
 
     def sync(self) -> None:
@@ -119,6 +123,7 @@ class IncomingFolder:
         hit("snapshot-synced")
         self._write_mark(self.have)
         self._durable = self.have
+        self._synced_at = time.monotonic()
 
     def finish(self) -> None:
         """Checks the whole file and gives it a checkpoint. Durability: on return."""
