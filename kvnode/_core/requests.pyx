@@ -5,8 +5,8 @@ client's own bytes. Out: the etcd response with its header, appended to the resu
 member answers the origin, and the outcome, which every member keeps alike.
 
 Order of checks: what needs no state (etcdpb), then CORRUPT, then NOSPACE (puts and transactions
-with puts, grants of leases), then leases and previous keys, then, for compactions, the revision. A request that
-is refused has written nothing and takes no revision.
+with puts, grants of leases), then leases and previous keys, then, for compactions, the revision. A
+request that is refused has written nothing and takes no revision.
 
 Outcome of one request, all varints:
 

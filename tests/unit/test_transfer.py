@@ -118,7 +118,9 @@ class Net:
                 break
             self.put("chunk", chunk.encode())
         while self.flying and self.random.random() < 0.8:
-            at = 0 if not self.loss or self.random.random() < 0.8 else self.random.randrange(len(self.flying))
+            at = 0
+            if self.loss and self.random.random() >= 0.8:
+                at = self.random.randrange(len(self.flying))
             kind, raw = self.flying.pop(at)
             if kind == "ack":
                 sender.on_ack(decode_ack(raw), self.now)
