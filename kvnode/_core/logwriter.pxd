@@ -15,6 +15,8 @@ cdef class LogWriter:
     cdef uint64_t _push(self, op_t *op) except 0
     cdef bint _idle(self) noexcept
     cdef void _write_here(self, op_t *op) noexcept
-    cdef uint64_t lone(self, int fd, int64_t offset, const uint8_t *p, size_t n) noexcept
+    cdef bint lone_write(self, int fd, int64_t offset, const uint8_t *p, size_t n,
+                         bint kick) noexcept
+    cdef uint64_t lone_sync(self, int fd) noexcept
     cdef void lone_mark(self, int fd, int64_t offset, const uint8_t *p, size_t n) noexcept
     cdef uint64_t _done(self) noexcept

@@ -42,6 +42,10 @@ from kvnode._core.meters cimport (
 from kvnode.base.errors import DiskError
 
 
+cdef extern from "<fcntl.h>" nogil:
+    int c_sync_file_range "sync_file_range"(int fd, int64_t offset, int64_t n, unsigned int flags)
+    unsigned int SYNC_FILE_RANGE_WRITE
+
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
         void *iov_base
@@ -384,27 +388,46 @@ cdef class LogWriter:
                 self.s.done = op.ticket
                 pthread_mutex_unlock(&self.s.lock)
 
-    cdef uint64_t lone(self, int fd, int64_t offset, const uint8_t *p, size_t n) noexcept:
-        """Writes and syncs in the caller's thread what nothing in flight precedes.
+    cdef bint lone_write(self, int fd, int64_t offset, const uint8_t *p, size_t n,
+                         bint kick) noexcept:
+        """Writes in the caller's thread what nothing in flight precedes; `lone_sync` is next.
 
-        The ticket, which is finished; 0: the writer failed, or it has something in flight.
-        Blocking: the write and the sync, without the GIL.
+        `kick`: the disk begins with it at once, for a caller that has something to do meanwhile.
+        False: the writer failed, or it has something in flight.
+        Blocking: the write, without the GIL. Durability: none yet.
         """
         cdef op_t op
+        cdef int rc
         if self.closed or not self._idle():
-            return 0
+            return False
         memset(&op, 0, sizeof(op))
         op.fd = fd
         op.offset = offset
         op.p = p
         op.n = n
-        self.next_ticket += 1
-        op.ticket = self.next_ticket
-        self._write_here(&op)
-        return op.ticket if self._done() == op.ticket else 0
+        with nogil:
+            rc = write_run(self.s, &op, 1)
+            if rc == 0 and kick:
+                # Only a hint: what goes wrong here the sync says.
+                c_sync_file_range(fd, offset, <int64_t>n, SYNC_FILE_RANGE_WRITE)
+        return rc == 0
+
+    cdef uint64_t lone_sync(self, int fd) noexcept:
+        """Syncs what `lone_write` wrote. The ticket, which is finished; 0: the writer failed.
+
+        Blocking: the sync, without the GIL. Durability: it is durable.
+        """
+        cdef uint64_t ticket = self.next_ticket + 1
+        self.next_ticket = ticket
+        with nogil:
+            if sync_run(self.s, fd) == 0:
+                pthread_mutex_lock(&self.s.lock)
+                self.s.done = ticket
+                pthread_mutex_unlock(&self.s.lock)
+        return ticket if self._done() == ticket else 0
 
     cdef void lone_mark(self, int fd, int64_t offset, const uint8_t *p, size_t n) noexcept:
-        """Writes the durable mark behind what `lone` wrote; not synced."""
+        """Writes the durable mark behind what `lone_sync` made durable; not synced."""
         cdef op_t op
         memset(&op, 0, sizeof(op))
         op.fd = fd

@@ -41,4 +41,5 @@ cdef class Machine:
     cdef int run_close(self) noexcept nogil
     cdef int lone_open(self, const uint8_t *p, size_t n) noexcept nogil
     cdef int lone_close(self) noexcept nogil
+    cdef void lone_abort(self) noexcept nogil
     cdef int lone_verdict(self, int rc) noexcept nogil

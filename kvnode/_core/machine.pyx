@@ -625,6 +625,13 @@ cdef class Machine:
         """The commit of what `lone_open` did."""
         return self.lone_verdict(self.run_close())
 
+    cdef void lone_abort(self) noexcept nogil:
+        """Undoes what `lone_open` did to the store. Memory can't be undone: the machine is dead,
+        and one that is loaded anew takes its place."""
+        self.loop.x.w.ops.abort(self.loop.x.w.txn)
+        meter_forget()
+        self.lone_verdict(REC_FAILED)
+
     cdef int lone_verdict(self, int rc) noexcept nogil:
         """After an error nothing is changed but that the machine is dead; it says why at the next
         call."""

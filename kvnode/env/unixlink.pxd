@@ -13,6 +13,7 @@ cdef class Stream:
     cdef uint8_t *room
     cdef size_t filled
     cdef bint peeked           # a lane read frames into `room` that it left there
+    cdef size_t behind         # bytes in `room` behind the frame that `peek` gave
     cdef object big            # bytes under construction, of a frame above RECV_BYTES
     cdef size_t big_at
     cdef int big_kind
@@ -21,7 +22,8 @@ cdef class Stream:
     cdef bint writing
     cdef int read(self, list got) except -1
     cdef int split(self, list got) except -1
-    cdef const uint8_t *peek(self, int kind, size_t most, size_t *size) noexcept
+    cdef const uint8_t *peek(self, int kind, int other, size_t most, size_t *size) noexcept
+    cdef const uint8_t *peek_behind(self, size_t before, int kind, size_t size) noexcept
     cdef void give_back(self, size_t size) noexcept
     cdef int no_bytes(self, ssize_t n) noexcept
     cdef int put(self, int kind, tuple parts) except -1
@@ -39,7 +41,10 @@ cdef class UnixEndpoint:
     cdef Stream peeked         # the stream with frames that a lane left
     cdef str path
     cdef object add(self, sock)
-    cdef const uint8_t *peek(self, Stream stream, int kind, size_t most, size_t *size) noexcept
+    cdef const uint8_t *peek(self, Stream stream, int kind, int other, size_t most,
+                             size_t *size) noexcept
+    cdef const uint8_t *peek_behind(self, Stream stream, size_t before, int kind,
+                                    size_t size) noexcept
     cdef void give_back(self, Stream stream, size_t size) noexcept
     cdef int send_frame(self, Stream stream, uint8_t *frame, int kind, size_t size) except -1
     cdef int sent(self, Stream stream, int broken) except -1

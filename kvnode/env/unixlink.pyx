@@ -131,11 +131,12 @@ cdef class Stream:
             memmove(self.room, self.room + at, self.filled)
         return 0
 
-    cdef const uint8_t *peek(self, int kind, size_t most, size_t *size) noexcept:
-        """The payload of the one whole frame of `kind` that has come, or NULL.
+    cdef const uint8_t *peek(self, int kind, int other, size_t most, size_t *size) noexcept:
+        """The payload of the one whole frame of `kind` that has come, or NULL. Also of one of
+        `other` with whatever has come behind it, for `peek_behind`, which must be next.
 
         Whatever else has come is left for `receive`. The payload is used up: it stands in `room`
-        until the next call of this stream.
+        behind its head until the next call of this stream.
         """
         cdef const uint8_t *p = self.room
         cdef ssize_t n
@@ -146,16 +147,34 @@ cdef class Stream:
             # An end is seen again by `receive`.
             return NULL
         size[0] = kv_load_u32(p)
-        if n < HEAD_BYTES or p[4] != kind or p[5] != LINK_VERSION or kv_load_u16(p + 6) != 0 \
-                or size[0] > most or <size_t> n != HEAD_BYTES + size[0]:
+        if n < HEAD_BYTES or (p[4] != kind and p[4] != other) or p[5] != LINK_VERSION \
+                or kv_load_u16(p + 6) != 0 or size[0] > most or <size_t> n < HEAD_BYTES + size[0] \
+                or (p[4] != other and <size_t> n != HEAD_BYTES + size[0]):
             self.filled = <size_t> n
             self.peeked = True
             return NULL
+        self.behind = <size_t> n - HEAD_BYTES - size[0]
         return p + HEAD_BYTES
 
+    cdef const uint8_t *peek_behind(self, size_t before, int kind, size_t size) noexcept:
+        """The payload, of `size` bytes, of the one frame that has come behind the one of `before`
+        bytes that `peek` gave; NULL: that one and all that came are left for `receive`."""
+        cdef uint8_t *p = self.room + HEAD_BYTES + before
+        cdef ssize_t n = <ssize_t> self.behind
+        self.behind = 0
+        if n == 0:
+            n = c_recv(self.fd, p, RECV_BYTES - HEAD_BYTES - before, MSG_DONTWAIT)
+        if n == <ssize_t> (HEAD_BYTES + size) and kv_load_u32(p) == size and p[4] == kind \
+                and p[5] == LINK_VERSION and kv_load_u16(p + 6) == 0:
+            return p + HEAD_BYTES
+        self.give_back(before + (<size_t> n if n > 0 else 0))
+        return NULL
+
     cdef void give_back(self, size_t size) noexcept:
-        """The frame that `peek` gave is left for `receive` after all."""
-        self.filled = HEAD_BYTES + size
+        """The frame that `peek` gave is left for `receive` after all. One that `peek_behind` gave
+        belongs to it: `size` counts it with its head."""
+        self.filled = HEAD_BYTES + size + self.behind
+        self.behind = 0
         self.peeked = True
 
     cdef int put_frame(self, uint8_t *frame, int kind, size_t size) except -1:
@@ -341,10 +360,19 @@ cdef class UnixEndpoint:
         if stream.fd >= 0:
             self.sent(stream, stream.put(kind, parts))
 
-    cdef const uint8_t *peek(self, Stream stream, int kind, size_t most, size_t *size) noexcept:
+    cdef const uint8_t *peek(self, Stream stream, int kind, int other, size_t most,
+                             size_t *size) noexcept:
         """`Stream.peek`; what it leaves is taken up by `receive`."""
-        cdef const uint8_t *p = stream.peek(kind, most, size)
+        cdef const uint8_t *p = stream.peek(kind, other, most, size)
         if p == NULL and stream.peeked:
+            self.peeked = stream
+        return p
+
+    cdef const uint8_t *peek_behind(self, Stream stream, size_t before, int kind,
+                                    size_t size) noexcept:
+        """`Stream.peek_behind`; what it leaves is taken up by `receive`."""
+        cdef const uint8_t *p = stream.peek_behind(before, kind, size)
+        if p == NULL:
             self.peeked = stream
         return p
 

@@ -67,7 +67,7 @@ TELL_SECONDS = 0.02
 TELL_BYTES = 16 * MIB
 RECONNECT_SECONDS = 0.003
 LANE_PASSES = 16
-LANE_POINTS = frozenset({"lane", "lane-answered"})
+LANE_POINTS = frozenset({"lane", "lane-open", "lane-answered"})
 ROOM_PART = 4
 ROOM_SECONDS = 0.2
 Result = TypeVar("Result")
@@ -108,7 +108,8 @@ class Applier:
         self.lane: ApplyLane | None = None
         if isinstance(self.server, UnixEndpoint) and points() <= LANE_POINTS:
             self.lane = ApplyLane(
-                loop.fileno(), self.on_lane, LANE_PASSES, self.server, self.words, self.on_leases
+                loop.fileno(), self.on_lane, LANE_PASSES, self.server, self.words, self.on_leases,
+                self.reload,
             )
             loop.wait_with(self.lane.wait)
         self._publish()
@@ -166,7 +167,7 @@ class Applier:
                 self.consensus = self.consensus_peer = None
                 self.connect()
                 return
-            if message.kind == Frame.ENTRIES:
+            if message.kind in (Frame.ENTRIES, Frame.LONE):
                 self.hold(split_entries(message.payload))
             elif message.kind == Frame.COMMITTED:
                 self.hold(split_entries(message.payload, PAIR.size))
@@ -295,6 +296,12 @@ class Applier:
         if machine.compact_revision != self.compacted:
             self.loop.want_idle()
         self.after_commit(lane.applied_bytes, lane.answered)
+
+    def reload(self) -> None:
+        """Another machine over the map: the lane's executed an entry that was not committed."""
+        log.info("an entry's border is late or lost: the state machine is loaded anew",
+                 extra={"fields": {"applied": self.machine.applied_index}})
+        self.machine = self.machine_over(self.opened.store)
 
     def _publish(self) -> None:
         self.words.set(APPLIED, self.machine.applied_index)

@@ -88,7 +88,7 @@ HERE_BYTES = 16 * 1024
 SPARES_SECONDS = 1.0
 SLOW_DISK_US = 1_000_000
 LANE_PASSES = 64
-LANE_POINTS = frozenset({"lane"})
+LANE_POINTS = frozenset({"lane", "lone-sent", "lone-synced"})
 LITTLE_BYTES = 512
 LITTLE_KINDS = frozenset(
     {

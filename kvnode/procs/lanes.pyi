@@ -40,6 +40,7 @@ class ApplyLane(Lane):
         server: UnixEndpoint,
         words: SharedWords,
         on_leases: Callable[[], object],
+        reload: Callable[[], object],
     ) -> None: ...
     def arm(
         self, endpoint: UnixEndpoint, consensus: Peer, machine: Machine, gateways: dict[int, Peer]

@@ -9,9 +9,15 @@ Callers: procs/consensus, procs/applier, which arm a lane at the end of a turn w
 at rest, and take in (`settle`) what went through it before anything else of the next turn.
 
 `ProposeLane`, in consensus, with one voter that leads and has nothing in flight:
-    PROPOSE -> entry (and hard state) encoded, written, synced -> the shared word -> COMMITTED
+    PROPOSE -> entry (and hard state) encoded, written -> LONE -> synced -> the word -> BORDER
 `ApplyLane`, in the applier, with all applied that was committed:
-    COMMITTED of one entry -> executed -> RESULTS -> the map's commit -> the shared word
+    LONE -> executed; BORDER of that entry -> RESULTS -> the map's commit -> the shared word
+
+So the entry is executed while the disk works, in a transaction of the map that nobody sees. Of what
+goes ahead only a lone put, delete or transaction is executed so; other entries leave behind their
+sync, as COMMITTED with entry and border, and are executed then. If something else comes than just
+that border, or nothing for LONE_MS, the transaction is aborted, and so is the machine, whose memory
+has run ahead: `reload` loads one from the map, and the frames go the long way.
 
 The results of a lone put, delete or transaction leave before the map's commit, which takes longer
 than all the rest (it copies the pages it changed into the file). The entry is durable and committed
@@ -23,10 +29,12 @@ Invariants:
   1. What a lane writes is byte for byte what the long way would have written (a test compares).
   2. Nothing leaves before it is durable. COMMIT, and ANSWERED where results leave before their
      commit, are stored before the frame leaves; APPLIED after the commit.
-  3. Between arming and the lane's work no other code of the process runs.
+  3. Between arming and the lane's work no other code of the process runs; nor does any between
+     LONE and its border, but for threads that don't touch the machine.
   4. A failure leaves the frame to the long way, which meets it again and says so.
   5. A lane returns to its loop for every other event, for signals, at its timeout, and after
-     `passes_max` frames: timers and checkpoints are not late.
+     `passes_max` frames: timers and checkpoints are late by LONE_MS at most.
+  6. Before its border an entry leaves no trace: no word, no frame, nothing in the map.
 
 Absent on purpose: deciding anything. What an entry's index and term are, Raft says when arming.
 """
@@ -43,12 +51,13 @@ from kvnode._core.buf cimport (
 from kvnode._core.logrec cimport HEADER, Encoder, EntryTable, row_t
 from kvnode._core.logwriter cimport LogWriter
 from kvnode._core.machine cimport Machine, Outbox
+from kvnode._core.meters cimport meter_now_ns
 from kvnode._core.records cimport REC_OK
 from kvnode._core.codes cimport KIND_DELETE_RANGE, KIND_PUT, KIND_TXN
 from kvnode._core.sharedword cimport WORD_ANSWERED, WORD_COMMIT, SharedWords
 from kvnode.env.unixlink cimport HEAD_BYTES, Stream, UnixEndpoint
 
-from kvnode.base.failpoint import hit
+from kvnode.base.failpoint import hit, points
 from kvnode.wire.frames import Frame
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -58,6 +67,14 @@ cdef extern from "<sys/epoll.h>" nogil:
         uint32_t events
         epoll_data_t data
     int c_epoll_wait "epoll_wait"(int epfd, epoll_event *events, int most, int timeout)
+
+cdef extern from "<poll.h>" nogil:
+    cdef struct pollfd:
+        int fd
+        short events
+        short revents
+    int POLLIN
+    int c_poll "poll"(pollfd *fds, unsigned long n, int timeout)
 
 cdef extern from "<time.h>" nogil:
     struct timespec:
@@ -70,17 +87,22 @@ cdef enum:
     EVENTS = 64
     LANE_BYTES = 16384        # a larger batch goes the long way
     PAIR_BYTES = 16
-    ENTRY_BYTES = 24          # an entry's head in COMMITTED
+    ENTRY_BYTES = 24          # an entry's head in LONE and COMMITTED
     KIND_AT = 8 + 80          # the first request's kind, behind the heads of batch and group
     FRAME_KEEP = 1 << 20
+    LONE_MS = 1000            # a border that is later meets its entry the long way
     F_PROPOSE = 2
+    F_BORDER = 6
     F_RESULTS = 7
     F_COMMITTED = 16
+    F_LONE = 25
 
 # What `settle` of a ProposeLane is called with when the log failed; it raises.
 FAILED = -1
 
-assert (Frame.PROPOSE, Frame.RESULTS, Frame.COMMITTED) == (F_PROPOSE, F_RESULTS, F_COMMITTED)
+assert (Frame.PROPOSE, Frame.BORDER, Frame.RESULTS, Frame.COMMITTED, Frame.LONE) == (
+    F_PROPOSE, F_BORDER, F_RESULTS, F_COMMITTED, F_LONE
+)
 
 LANE_BYTES_MAX = LANE_BYTES
 cdef uint64_t SOLE_FLAG = <uint64_t>1 << 63
@@ -90,6 +112,15 @@ cdef int64_t now_ms() noexcept nogil:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
     return <int64_t>t.tv_sec * 1000 + t.tv_nsec // 1000000
+
+
+cdef bint is_lone(const uint8_t *batch, size_t n) noexcept:
+    """One request of those that touch nothing but keys (and leases, by what is attached)."""
+    cdef uint8_t kind = batch[KIND_AT] if n > KIND_AT else 0
+    return (
+        (kind == KIND_PUT or kind == KIND_DELETE_RANGE or kind == KIND_TXN)
+        and kv_load_u32(batch + 4) == 1 and kv_load_u32(batch + 12) == 1
+    )
 
 
 cdef class Lane:
@@ -103,12 +134,14 @@ cdef class Lane:
     cdef int passes
     cdef int passes_max
     cdef bint enough           # the loop is to hear of what went through at once
+    cdef bint watched          # a test's points are armed
     cdef kv_buf frame
 
     def __cinit__(self, int poll_fd, settle, int passes_max, *args):
         self.poll_fd = poll_fd
         self.settle = settle
         self.passes_max = passes_max
+        self.watched = bool(points())
         kv_buf_init(&self.frame)
 
     def __dealloc__(self):
@@ -200,10 +233,12 @@ cdef class ProposeLane(Lane):
         self.armed = True
 
     cdef int one(self) except -1:
-        cdef size_t n, size, whole
+        cdef size_t n, size
         cdef uint64_t offset
-        cdef uint8_t *f
-        cdef const uint8_t *p = self.endpoint.peek(self.source, F_PROPOSE, LANE_BYTES, &size)
+        cdef bint ahead
+        cdef const uint8_t *p = self.endpoint.peek(
+            self.source, F_PROPOSE, -1, LANE_BYTES, &size
+        )
         if p == NULL:
             return 0
         # The entry, a hard state and a mark, with room for what else may be saved behind them.
@@ -214,49 +249,82 @@ cdef class ProposeLane(Lane):
         offset = self.encoder.base
         n = self.encoder.lone(self.table, &self.like, self.index + 1, p, size, self.commits,
                               self.vote)
-        self.ticket = self.writer.lone(self.handle, <int64_t>offset, self.encoder.buf.p, n)
+        ahead = is_lone(p, size)
+        self.ticket = 0
+        if self.writer.lone_write(self.handle, <int64_t>offset, self.encoder.buf.p, n, ahead):
+            if ahead:
+                self.send_entry(F_LONE, p, size)
+                if self.watched:
+                    hit("lone-sent")
+            self.ticket = self.writer.lone_sync(self.handle)
         if self.ticket == 0:
             self.settle(FAILED)
             raise AssertionError("the log's writer was not idle")
         self.index += 1
         self.words.store(WORD_COMMIT, self.index | SOLE_FLAG)
-        kv_buf_clear(&self.frame)
-        whole = PAIR_BYTES + ENTRY_BYTES + size
-        f = kv_buf_grow(&self.frame, HEAD_BYTES + whole)
-        if f == NULL:
-            raise MemoryError
-        kv_store_u64(f + 8, self.index)
-        kv_store_u64(f + 16, self.like.term)
-        kv_store_u64(f + 24, self.index)
-        kv_store_u64(f + 32, self.like.term)
-        kv_store_u32(f + 40, 0)
-        kv_store_u32(f + 44, <uint32_t>size)
-        memcpy(f + 48, p, size)
-        self.endpoint.send_frame(self.applier, f, F_COMMITTED, whole)
+        if self.watched:
+            hit("lone-synced")
+        if ahead:
+            self.send_border()
+        else:
+            self.send_entry(F_COMMITTED, p, size)
         self.writer.lone_mark(self.handle, <int64_t>(offset + n), self.encoder.buf.p + n, HEADER)
         self.encoder.lone_durable(n)
         self.last_commits = self.commits
         self.commits = True
         return 1
 
+    cdef int send_entry(self, int kind, const uint8_t *p, size_t size) except -1:
+        """The entry that is next as LONE, or the last one with its border as COMMITTED."""
+        cdef uint64_t index = self.index + 1 if kind == F_LONE else self.index
+        cdef size_t border = 0 if kind == F_LONE else PAIR_BYTES
+        cdef uint8_t *f
+        kv_buf_clear(&self.frame)
+        f = kv_buf_grow(&self.frame, HEAD_BYTES + border + ENTRY_BYTES + size)
+        if f == NULL:
+            raise MemoryError
+        if border:
+            kv_store_u64(f + HEAD_BYTES, index)
+            kv_store_u64(f + HEAD_BYTES + 8, self.like.term)
+        f += HEAD_BYTES + border
+        kv_store_u64(f, index)
+        kv_store_u64(f + 8, self.like.term)
+        kv_store_u32(f + 16, 0)
+        kv_store_u32(f + 20, <uint32_t>size)
+        memcpy(f + ENTRY_BYTES, p, size)
+        f -= HEAD_BYTES + border
+        return self.endpoint.send_frame(self.applier, f, kind, border + ENTRY_BYTES + size)
+
+    cdef int send_border(self) except -1:
+        """BORDER of the last entry; nothing to an applier that broke away from its LONE."""
+        cdef uint8_t frame[HEAD_BYTES + PAIR_BYTES]
+        if self.applier.fd < 0:
+            return 0
+        kv_store_u64(frame + HEAD_BYTES, self.index)
+        kv_store_u64(frame + HEAD_BYTES + 8, self.like.term)
+        return self.endpoint.send_frame(self.applier, frame, F_BORDER, PAIR_BYTES)
+
 
 cdef class ApplyLane(Lane):
     """The applier's lane. `settle(passes)` is to do what follows a commit of the map;
-    `on_leases()` what goes before the results of an entry that did something to leases."""
+    `on_leases()` what goes before the results of an entry that did something to leases;
+    `reload()` loads the machine anew, after an entry whose border did not come."""
 
     cdef UnixEndpoint server
     cdef SharedWords words
     cdef Machine machine
     cdef dict gateways
     cdef object on_leases
+    cdef object reload
     cdef readonly list answered      # incarnations that the last entry's results went to
     cdef readonly unsigned long long applied_bytes
 
     def __init__(self, int poll_fd, settle, int passes_max, UnixEndpoint server not None,
-                 SharedWords words not None, on_leases):
+                 SharedWords words not None, on_leases, reload):
         self.server = server
         self.words = words
         self.on_leases = on_leases
+        self.reload = reload
         self.answered = []
 
     def arm(self, UnixEndpoint endpoint not None, consensus, Machine machine not None,
@@ -271,33 +339,45 @@ cdef class ApplyLane(Lane):
 
     cdef int one(self) except -1:
         cdef Machine machine = self.machine
-        cdef size_t size
+        cdef size_t size, rest
         cdef uint64_t index, term
         cdef int64_t compacted
         cdef const uint8_t *entry
-        cdef bint early
+        cdef bint early, ahead
         cdef int rc
         cdef const uint8_t *p = self.endpoint.peek(
-            self.source, F_COMMITTED, PAIR_BYTES + ENTRY_BYTES + LANE_BYTES, &size
+            self.source, F_COMMITTED, F_LONE, PAIR_BYTES + ENTRY_BYTES + LANE_BYTES, &size
         )
         if p == NULL:
             return 0
-        entry = p + PAIR_BYTES
-        if (size < PAIR_BYTES + ENTRY_BYTES
-                or kv_load_u32(entry + 20) != size - PAIR_BYTES - ENTRY_BYTES):
+        ahead = (p - HEAD_BYTES)[4] == F_LONE
+        entry = p if ahead else p + PAIR_BYTES
+        rest = size if ahead else size - PAIR_BYTES
+        if size < PAIR_BYTES + ENTRY_BYTES or kv_load_u32(entry + 20) != rest - ENTRY_BYTES:
             self.endpoint.give_back(self.source, size)
             return 0
         index = kv_load_u64(entry)
         term = kv_load_u64(entry + 8)
         if (index != machine.loop.applied_index + 1 or term < machine.loop.applied_term
-                or kv_load_u64(p) != index or kv_load_u64(p + 8) != term or machine.dead):
+                or (not ahead and (kv_load_u64(p) != index or kv_load_u64(p + 8) != term))
+                or machine.dead):
             self.endpoint.give_back(self.source, size)
             return 0
         compacted = machine.loop.x.w.compacted
         with nogil:
-            rc = machine.lone_open(entry, size - PAIR_BYTES)
-        early = rc == REC_OK and self.may_answer_early(entry + ENTRY_BYTES,
-                                                       size - PAIR_BYTES - ENTRY_BYTES)
+            rc = machine.lone_open(entry, rest)
+        early = (
+            rc == REC_OK and machine.loop.x.leases.n == 0 and len(self.gateways) == 1
+            and is_lone(entry + ENTRY_BYTES, rest - ENTRY_BYTES)
+        )
+        if ahead and rc == REC_OK:
+            if not self.bordered(index, term, size):
+                with nogil:
+                    machine.lone_abort()
+                self.armed = False
+                self.reload()
+                return 0
+            size += HEAD_BYTES + PAIR_BYTES
         if early:
             self.words.store(WORD_ANSWERED, index)
             self.answer()
@@ -319,14 +399,35 @@ cdef class ApplyLane(Lane):
             self.enough = True
         return 1
 
-    cdef bint may_answer_early(self, const uint8_t *batch, size_t n) noexcept:
-        """One request of those that touch nothing but keys, and one gateway that is to hear."""
-        cdef uint8_t kind = batch[KIND_AT] if n > KIND_AT else 0
-        return (
-            (kind == KIND_PUT or kind == KIND_DELETE_RANGE or kind == KIND_TXN)
-            and kv_load_u32(batch + 4) == 1 and kv_load_u32(batch + 12) == 1
-            and self.machine.loop.x.leases.n == 0 and len(self.gateways) == 1
-        )
+    cdef bint bordered(self, uint64_t index, uint64_t term, size_t size) except -1:
+        """Waits for the BORDER of the entry, whose LONE had `size` bytes, and which is executed in
+        the open transaction. False: something else came, or nothing; it is left with the LONE."""
+        cdef uint64_t opened = meter_now_ns()
+        cdef int64_t until = now_ms() + LONE_MS
+        cdef int64_t ms = LONE_MS
+        cdef const uint8_t *p
+        cdef pollfd fd
+        cdef int n
+        if self.watched:
+            hit("lane-open")
+        fd.fd = self.source.fd
+        fd.events = POLLIN
+        while self.source.behind == 0:
+            # A signal is for the loop: it is seen there behind this entry.
+            with nogil:
+                n = c_poll(&fd, 1, <int>ms)
+            if n > 0 or n == 0 or errno != EINTR:
+                break
+            ms = max(0, until - now_ms())
+        p = self.endpoint.peek_behind(self.source, size, F_BORDER, PAIR_BYTES)
+        if p == NULL:
+            return False
+        if kv_load_u64(p) != index or kv_load_u64(p + 8) != term:
+            self.endpoint.give_back(self.source, size + HEAD_BYTES + PAIR_BYTES)
+            return False
+        # What it waited for the disk is not time of applying.
+        self.machine.began += meter_now_ns() - opened
+        return True
 
     cdef int answer(self) except -1:
         """RESULTS to the gateways of origin."""

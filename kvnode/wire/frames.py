@@ -12,6 +12,7 @@ Payloads:
     ENTRIES       entries, each u64 index, u64 term, u32 type, u32 length, data
     BORDER        u64 index, u64 term: everything up to index is committed and durable here
     COMMITTED     BORDER, then ENTRIES, the last of which is the border's
+    LONE          ENTRIES of one entry, while it is written: the BORDER of just that entry is next
     RESULTS       result groups (`_core/envelope`)
     HEAD          u64 applied index, u64 revision, u64 compact revision, u64 generation
     APPLIED       u64 applied index, u64 used bytes, u64 checkpointed index, u64 state hash,
@@ -78,6 +79,7 @@ class Frame(IntEnum):
     LEASE_IDS = 22
     LEASE_IDS_OK = 23
     LEADER = 24
+    LONE = 25
     SNAPSHOT_MAKE = 25
     SNAPSHOT_MADE = 26
     INSTALL = 27

@@ -30,7 +30,10 @@ POINTS = (
     "consensus:bordered", "applier:entries", "applier:apply", "applier:committed",
     "applier:results", "applier:checkpoint", "applier:checkpointed",
 )  # fmt: skip
-LANE_POINTS = (("consensus:lane", 2), ("applier:lane", 3), ("applier:lane-answered", 50))
+LANE_POINTS = (
+    ("consensus:lane", 2), ("applier:lane", 3), ("applier:lane-answered", 50),
+    ("consensus:lone-sent", 40), ("consensus:lone-synced", 41), ("applier:lane-open", 42),
+)
 NODE_POINTS = ("supervisor:started", "supervisor:death", "supervisor:restarted")
 DEFRAG_POINTS = ("applier:defrag-copy", "applier:defrag-switch", "applier:defrag-switched")
 FLAGS = ("--checkpoint-interval", "200ms")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import select
 import struct
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
+from threading import Thread
 
 import pytest
 
@@ -13,10 +16,11 @@ from kvnode._core.envelope import build_batch
 from kvnode._core.machine import Machine
 from kvnode._core.sharedword import ANSWERED, APPLIED, COMMIT, SOLE, SharedWords
 from kvnode.base.codes import Kind
+from kvnode.base.errors import DiskError
 from kvnode.base.ids import Index, MemberID, Term
 from kvnode.env.disk import RealDisk
 from kvnode.env.lmdbstore import LmdbStore
-from kvnode.env.peer import Peer
+from kvnode.env.peer import GONE, Peer
 from kvnode.env.unixlink import UnixEndpoint
 from kvnode.procs.consensus import LogReader
 from kvnode.procs.lanes import LANE_BYTES_MAX, ApplyLane, ProposeLane
@@ -118,6 +122,13 @@ class Links:
         return hello.peer
 
 
+def goes_ahead(batch: bytes) -> bool:
+    """One request that the applier may execute while the entry is being synced."""
+    groups, requests = (int.from_bytes(batch[at : at + 4], "little") for at in (4, 12))
+    lone = (Kind.PUT, Kind.DELETE_RANGE, Kind.TXN)
+    return len(batch) > 88 and groups == requests == 1 and batch[88] in lone
+
+
 class ThroughLane:
     """Feeds proposals to the lane, and to the long way what it leaves."""
 
@@ -125,7 +136,7 @@ class ThroughLane:
         self.member = member
         self.links = Links(folder)
         self.words = SharedWords(str(folder / "words"), create=True)
-        self.passed = self.left = 0
+        self.passed = self.left = self.ahead = 0
         self.lane = ProposeLane(
             self.links.loop.fileno(), self.settle, 1, self.links.server, self.words
         )
@@ -154,12 +165,14 @@ class ThroughLane:
             return
         assert links.server.receive() == []
         assert self.words.get(COMMIT) == wal.last_index | SOLE
-        (message,) = links.applier.receive()
-        assert message.kind == Frame.COMMITTED
         mark = struct.pack("<QQ", wal.last_index, node.term)
-        assert message.payload == mark + b"".join(
-            encode_entries([(wal.last_index, node.term, 0, batch)])
-        )
+        sent = b"".join(encode_entries([(wal.last_index, node.term, 0, batch)]))
+        told = [(m.kind, m.payload) for m in links.applier.receive()]
+        if goes_ahead(batch):
+            assert told == [(Frame.LONE, sent), (Frame.BORDER, mark)]
+            self.ahead += 1
+        else:
+            assert told == [(Frame.COMMITTED, mark + sent)]
 
 
 @pytest.mark.parametrize("segment_bytes", [1 << 20, 8192])
@@ -169,13 +182,17 @@ def test_lane_and_long_way_write_the_same(tmp_path: Path, segment_bytes: int) ->
     sizes = [1, 7, 8, 9, 300, 301, 4096, LANE_BYTES_MAX - 1, LANE_BYTES_MAX, LANE_BYTES_MAX + 1]
     sizes += [rng.choice((1, 90, 300, 900, 3000)) for _ in range(80)]
     batches = [rng.randbytes(size) for size in sizes]
+    batches[20::4] = [
+        batch_of(rng.choice((Kind.PUT, Kind.TXN, Kind.COMPACT)), rng.randbytes(size), 1)
+        for size in sizes[20::4]
+    ]
     long, short = (Member(tmp_path / name, segment_bytes) for name in ("long", "short"))
     lane = ThroughLane(tmp_path, short)
     for batch in batches:
         long.propose(batch)
         lane.propose(batch)
         assert short.picture() == long.picture()
-    assert lane.passed > 50 and lane.left >= 1
+    assert lane.passed > 50 and lane.left >= 1 and lane.ahead > 5
     if segment_bytes == 8192:
         assert lane.left > 10, "records at the end of a segment take the long way"
     assert short.files() == long.files()
@@ -216,6 +233,33 @@ def committed(index: int, batch: bytes) -> bytes:
     return struct.pack("<QQ", index, 1) + b"".join(encode_entries([(index, 1, 0, batch)]))
 
 
+def border(index: int, term: int = 1) -> bytes:
+    return struct.pack("<QQ", index, term)
+
+
+def never(*_: object) -> None:
+    raise AssertionError("not to be called")
+
+
+def lone_then(
+    links: Links, lane: ApplyLane, frame: bytes, then: Callable[[], None]
+) -> list[tuple[int, int]]:
+    """LONE of the entry in a COMMITTED frame, then, when the lane is at it, what else comes."""
+    done: list[list[tuple[int, int]]] = []
+    links.gateway.send(links.to_server, Frame.LONE, frame[16:])
+    waiter = Thread(target=lambda: done.append(lane.wait(0.0)))
+    waiter.start()
+    poll = select.poll()
+    poll.register(links.server.fileno(), select.POLLIN)
+    while poll.poll(0) and waiter.is_alive():
+        pass
+    assert not done and links.applier.receive() == [], "nothing before the border"
+    then()
+    waiter.join(SECONDS)
+    (found,) = done
+    return found
+
+
 def test_apply_lane_answers_as_the_machine_does(tmp_path: Path) -> None:
     """The same entries through the lane and through `Machine.apply`: results, state, words."""
     links = Links(tmp_path)
@@ -226,7 +270,9 @@ def test_apply_lane_answers_as_the_machine_does(tmp_path: Path) -> None:
         stores.append(LmdbStore(tmp_path / name, 1 << 28))
     machine, long = (Machine(store, MEMBER, 1) for store in stores)
     settled: list[int] = []
-    lane = ApplyLane(links.loop.fileno(), settled.append, 4, links.server, words, lambda: None)
+    lane = ApplyLane(
+        links.loop.fileno(), settled.append, 4, links.server, words, lambda: None, never
+    )
     gateways = {5: links.applier_peer}
     for index in range(1, 30):
         kind = Kind.COMPACT if index == 20 else Kind.PUT
@@ -238,8 +284,22 @@ def test_apply_lane_answers_as_the_machine_does(tmp_path: Path) -> None:
         assert lane.wait(SECONDS) and not settled
         assert [m.payload for m in links.server.receive()] == [committed(index + 1, batch)]
         lane.arm(links.server, links.gateway_peer, machine, gateways)
-        links.gateway.send(links.to_server, Frame.COMMITTED, committed(index, batch))
-        assert lane.wait(0.0)
+        tell = partial(links.gateway.send, links.to_server, Frame.BORDER, border(index))
+        if index % 3 == 0:
+            links.gateway.send(links.to_server, Frame.COMMITTED, committed(index, batch))
+            assert lane.wait(0.0)
+        elif index % 3 == 1:
+            lone_then(links, lane, committed(index, batch), tell)
+        else:
+            # The applier was late: both are there.
+            links.gateway.send(links.to_server, Frame.LONE, committed(index + 1, batch)[16:])
+            tell()
+            assert lane.wait(0.0) and not settled
+            assert [m.kind for m in links.server.receive()] == [Frame.LONE, Frame.BORDER]
+            lane.arm(links.server, links.gateway_peer, machine, gateways)
+            links.gateway.send(links.to_server, Frame.LONE, committed(index, batch)[16:])
+            tell()
+            assert lane.wait(0.0)
         assert settled == [1]
         settled.clear()
         ((_, results),) = long.apply(committed(index, batch)[16:])
@@ -249,3 +309,49 @@ def test_apply_lane_answers_as_the_machine_does(tmp_path: Path) -> None:
         assert words.get(APPLIED) == machine.applied_index == index
         assert words.get(ANSWERED) == (index if kind == Kind.PUT else index - 1)
     assert words.wait_applied(29, 1000) and not words.wait_applied(30, 1000)
+
+
+@pytest.mark.parametrize("case", ["late", "gone", "another term", "another index", "entries"])
+def test_an_entry_without_its_border_leaves_nothing(tmp_path: Path, case: str) -> None:
+    """It was executed, and is undone: in the map, in memory, and nobody heard of it. What came is
+    found by `receive`, so the entry is applied once when its border does come."""
+    links = Links(tmp_path)
+    words = SharedWords(str(tmp_path / "words"), create=True)
+    for name in ("lane", "long"):
+        (tmp_path / name).mkdir()
+    store = LmdbStore(tmp_path / "lane", 1 << 28)
+    machine, long = Machine(store, MEMBER, 1), Machine(LmdbStore(tmp_path / "long", 1 << 28),
+                                                       MEMBER, 1)
+    anew: list[Machine] = []
+    lane = ApplyLane(
+        links.loop.fileno(), never, 4, links.server, words, never,
+        lambda: anew.append(Machine(store, MEMBER, 1)),
+    )
+    first, second = (
+        committed(n, batch_of(Kind.PUT, b"\x0a\x01k\x12\x01%d" % n, n)) for n in (1, 2)
+    )
+    assert machine.apply(first[16:]) == long.apply(first[16:])
+    other = {
+        "another term": (Frame.BORDER, border(2, 2)), "another index": (Frame.BORDER, border(1)),
+        "entries": (Frame.ENTRIES, second[16:]),
+    }.get(case)
+
+    def then() -> None:
+        if other is not None:
+            links.gateway.send(links.to_server, *other)
+        elif case == "gone":
+            links.gateway.close()
+
+    lane.arm(links.server, links.gateway_peer, machine, {5: links.applier_peer})
+    assert lone_then(links, lane, second, then)
+    assert (words.get(ANSWERED), words.get(APPLIED)) == (0, 0)
+    assert links.applier.receive() == []
+    left = [(m.kind, m.payload) for m in links.server.receive()]
+    end = [other] if other else [(GONE, b"")] if case == "gone" else []
+    assert left == [(Frame.LONE, second[16:]), *end]
+    with pytest.raises(DiskError):
+        machine.apply(second[16:])
+    (again,) = anew
+    assert (again.applied_index, again.revision) == (1, 2)
+    assert again.apply(second[16:]) == long.apply(second[16:])
+    assert again.state_hash == long.state_hash
