@@ -317,9 +317,15 @@ class Feeding:
         consensus = self.consensus
         if self.receiver is None:
             self.thread = IncomingThread(self.root, consensus.start.cluster)
-            self.receiver = Receiver(self.thread, lambda index: index > consensus.committed)
+            self.receiver = Receiver(self.thread, self.wanted)
             consensus.loop.add(self.thread.fileno(), self.on_news)
         return self.receiver
+
+    def wanted(self, index: int) -> bool:
+        """Not while one is being installed, also one from before a restart: the beginning of
+        another removes what is here."""
+        busy = self.claimed or self.install_due or self.installing is not None
+        return index > self.consensus.committed and not busy
 
     def discard(self) -> None:
         """What is here of a snapshot is of no use any more."""
@@ -371,9 +377,12 @@ class Feeding:
         return True
 
     def turn_ended(self) -> None:
-        """After all Readies of a turn: a file that Raft did not want is nobody's."""
+        """After all Readies of a turn: Raft did not take the claimed file. It may have been a
+        deposed leader's word: the file stays until the state has passed it."""
         if self.claimed and self.installing is None and not self.install_due:
-            self.discard()
+            assert self.receiver is not None
+            self.claimed = False
+            self.receiver.unclaim()
 
     def save(self, number: int, snapshot: Snapshot) -> None:
         """Ready.snapshot: its record goes to the log."""

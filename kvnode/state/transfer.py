@@ -192,6 +192,10 @@ class Receiver:
         assert self._phase == _Phase.COMPLETE
         self._claimed = True
 
+    def unclaim(self) -> None:
+        """Raft did not want it, at least not now."""
+        self._claimed = False
+
     def release(self) -> None:
         """The claimed file was installed, or is of no use."""
         self._claimed = False

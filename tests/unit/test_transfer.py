@@ -271,6 +271,8 @@ def test_a_claimed_file_keeps_its_place() -> None:
     newer = chunk_of(FileName(70, 3, 9, 500))
     assert state_of(receiver.on_chunk(2, newer, 1000.0)) == ChunkState.UNWANTED
     assert receiver.holds(50, 2)
+    receiver.unclaim()
+    assert receiver.holds(50, 2)
     receiver.release()
     assert not receiver.holds(50, 2)
     assert receiver.on_chunk(2, newer, 1000.0) == []
