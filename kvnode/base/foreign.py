@@ -25,7 +25,7 @@ _LATER = "has no effect in this version"
 _NO_V2 = "has no effect: etcd's v2 API is not served, let clients use v3 (Patroni: etcd3)"
 _LMDB = "has no effect: kvnode's storage has nothing that it would tune"
 _NO_AUTH = "has no effect in this version, which has no authentication"
-_NO_MEMBERS = "has no effect in this version, which runs clusters of one member"
+_NO_MEMBERS = "has no effect on how members work here"
 _CHECKED = "has no effect: kvnode checks all stored data by itself (--scrub-period)"
 
 INERT: Mapping[str, tuple[type, str]] = {
@@ -79,7 +79,7 @@ _TLS = (
     "and --key-file"
 )
 _PEER_TLS = "this version has no TLS between members"
-_NOT_YET = "this version runs one member that is named by its own flags"
+_NOT_YET = "in this version --initial-cluster names the members"
 REFUSED: Mapping[str, tuple[type, str]] = {
     **dict.fromkeys(["client-cert-auth", "auto-tls"], (FLAG, _TLS)),
     **dict.fromkeys(

@@ -149,7 +149,7 @@ def test_derived_defaults() -> None:
         (["--auto-tls"], "makes none"),
         (["--peer-client-cert-auth=true"], "no TLS between members"),
         (["--peer-cert-file", "/x"], "no TLS between members"),
-        (["--discovery=https://discovery.etcd.io/x"], "named by its own flags"),
+        (["--discovery=https://discovery.etcd.io/x"], "--initial-cluster names the members"),
         (["--unsafe-no-fsync"], "never acknowledges"),
         (["--feature-gates=InitialCorruptChek=true"], "did you mean InitialCorruptCheck"),
         (["--feature-gates=AllBeta"], "did you mean AllBeta=true"),
