@@ -5,9 +5,9 @@ Role: a message of a stream becomes a request of the front or of the reads; its 
 straight into the stream's message. No Python object per request.
 Caller: procs/gateway puts it between `h2` (the Calls) and the front; METHODS are the routes.
 
-What etcd checks before anything else is checked here, with its texts: RangeStream's order and
-filters, bodies that are no messages (grpc-go's words). The rest is front's, the reads' and the
-state machine's; `grpcstatus` has the texts.
+What is checked before anything else is checked here: a RangeStream's request, bodies that are no
+messages (grpc-go's words). The rest is front's, the reads' and the state machine's; `grpcstatus`
+has the texts.
 
 Invariants:
   1. Each call is finished exactly once, unless it went first.
