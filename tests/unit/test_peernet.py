@@ -171,9 +171,9 @@ def test_layouts() -> None:
     assert header.encode().hex() == "4b56503101050000" + "".join(
         f"{n:02x}" + "00" * 7 for n in (1, 2, 3, 4))
     assert decode_header(header.encode()) == header
-    chunk = Chunk(1, 2, 3, 9, 5, b"sixbyt")
+    chunk = Chunk(1, 2, 7, 9, 3, 5, b"sixbyt")
     assert decode_chunk(chunk.encode()) == chunk
-    ack = ChunkAck(1, 2, 3, ChunkState.UNWANTED)
+    ack = ChunkAck(1, 2, 7, 3, ChunkState.UNWANTED)
     assert decode_ack(ack.encode()) == ack
     for broken in (chunk._replace(offset=4).encode(), b"", bytes(35)):
         with pytest.raises(DecodeError):
