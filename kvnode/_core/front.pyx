@@ -406,7 +406,8 @@ cdef class Front:
         self.finished.clear()
         return out
 
-    def give_up(self, const unsigned char[::1] batch not None, int code, Sink sink not None) -> None:
+    def give_up(self, const unsigned char[::1] batch not None, int code,
+                Sink sink not None) -> None:
         """Answers those clients of an open proposal that are `sink`'s with `code`. It stays open;
         what becomes of it later finds them gone."""
         cdef kv_rd r
