@@ -54,7 +54,7 @@ from kvnode._core.machine cimport Machine, Outbox
 from kvnode._core.meters cimport meter_now_ns
 from kvnode._core.records cimport REC_OK
 from kvnode._core.codes cimport KIND_DELETE_RANGE, KIND_PUT, KIND_TXN
-from kvnode._core.sharedword cimport WORD_ANSWERED, WORD_COMMIT, SharedWords
+from kvnode._core.sharedword cimport WORD_ANSWERED, WORD_APPLIED, WORD_COMMIT, SharedWords
 from kvnode.env.unixlink cimport HEAD_BYTES, Stream, UnixEndpoint
 
 from kvnode.base.failpoint import hit, points
@@ -386,6 +386,9 @@ cdef class ApplyLane(Lane):
             with nogil:
                 rc = machine.lone_close()
         if rc != REC_OK:
+            # A full disk: what is answered stands in the log, and whoever reads what is here must
+            # not wait for room. Linearizable reads wait for COMMIT all the same.
+            self.words.store(WORD_ANSWERED, self.words.load(WORD_APPLIED))
             self.armed = False
             self.endpoint.give_back(self.source, size)
             return 0
