@@ -68,7 +68,7 @@ cdef class Http2(PyStreams):
     cdef readonly uint64_t read_bytes
     cdef readonly bint draining
     cdef bint holding
-    cdef readonly bint reading                 # input is being taken: `on_read` or `on_work` follows
+    cdef readonly bint reading                 # input is being taken: on_read or on_work follows
     cdef public object on_read                 # instead of on_work, at the end of what was read
     cdef bint asked
     cdef uint64_t swept_us
