@@ -6,9 +6,10 @@ The numbers stand in the log and on the wire: they never change, new ones are ad
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, unique
 
 
+@unique
 class Kind(IntEnum):
     """What a request's body is; see `_core/codes.pxd` for the messages."""
 
@@ -55,6 +56,7 @@ class Grpc(IntEnum):
     UNAUTHENTICATED = 16
 
 
+@unique
 class Code(IntEnum):
     """Why a request was refused; 0 is success."""
 

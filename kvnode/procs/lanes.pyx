@@ -95,7 +95,7 @@ cdef enum:
     F_BORDER = 6
     F_RESULTS = 7
     F_COMMITTED = 16
-    F_LONE = 25
+    F_LONE = 29
 
 # What `settle` of a ProposeLane is called with when the log failed; it raises.
 FAILED = -1

@@ -47,12 +47,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from enum import IntEnum
+from enum import IntEnum, unique
 from typing import NamedTuple
 
 from kvnode.base.errors import DecodeError
 
 
+@unique
 class Frame(IntEnum):
     """Kinds of frames."""
 
@@ -79,11 +80,11 @@ class Frame(IntEnum):
     LEASE_IDS = 22
     LEASE_IDS_OK = 23
     LEADER = 24
-    LONE = 25
     SNAPSHOT_MAKE = 25
     SNAPSHOT_MADE = 26
     INSTALL = 27
     INSTALLED = 28
+    LONE = 29
 
 
 class Role(IntEnum):

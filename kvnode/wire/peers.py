@@ -32,7 +32,7 @@ incarnation as little-endian u64.
 from __future__ import annotations
 
 import struct
-from enum import IntEnum
+from enum import IntEnum, unique
 from typing import NamedTuple
 
 from kvnode.base.errors import DecodeError
@@ -45,6 +45,7 @@ _CHUNK = struct.Struct("<QQQQQI")
 _ACK = struct.Struct("<QQQQB")
 
 
+@unique
 class PeerFrame(IntEnum):
     """Kinds of frames between members."""
 
