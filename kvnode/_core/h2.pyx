@@ -825,6 +825,7 @@ cdef class Http2(PyStreams):
         cdef Stream *s
         cdef Conn *c
         cdef int _turn
+        cdef bint gave = False
         if self.busy:
             return True
         self.busy = True
@@ -858,6 +859,7 @@ cdef class Http2(PyStreams):
                     self.feed_starved()
                 if self.roomy.size():
                     self.give_room()
+                    gave = True
                 if self.touched.size() == 0:
                     break
         finally:
@@ -867,6 +869,9 @@ cdef class Http2(PyStreams):
         if self.touched.size() or self.dirty.size():
             self.work()
             return True
+        if gave:
+            # Whoever got room may have more to say in a turn of its own.
+            self.work()
         return False
 
     # --- time -----------------------------------------------------------------------------------
