@@ -461,7 +461,8 @@ def test_endpoints() -> None:
     assert parse_endpoints("tcp://a:1, tcp://[::1]:2,") == ["tcp://a:1", "tcp://[::1]:2"]
 
 
-def test_no_thread_is_started(client: Client) -> None:
-    client.put("k", "1")
-    names = {t.name for t in threading.enumerate()}
-    assert len(names) == 2, names  # this one and the toy node's
+def test_no_thread_is_started(node: FakeNode) -> None:
+    before = set(threading.enumerate())
+    with Client(node.endpoint) as client:
+        client.put("k", "1")
+        assert set(threading.enumerate()) <= before
