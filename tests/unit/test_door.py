@@ -25,6 +25,9 @@ from tests.support.h2client import message
 from tests.unit.test_config import load
 
 
+STOPPED: list[Running] = []
+
+
 class Running:
     """A door on a free port, its loop in a thread of its own."""
 
@@ -67,6 +70,8 @@ class Running:
     def stop(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
+        # A loop that is collected with its servers open closes their descriptors twice.
+        STOPPED.append(self)
 
 
 @pytest.fixture
