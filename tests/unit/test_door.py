@@ -24,7 +24,6 @@ from kvnode.procs.door import PREFACE, Door, tls_context
 from tests.support.h2client import message
 from tests.unit.test_config import load
 
-
 STOPPED: list[Running] = []
 
 
